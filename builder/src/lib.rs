@@ -1,0 +1,8 @@
+//! Inputs to images: resolve, fetch, verify, assemble, pack. Knows nothing of a running node.
+
+pub mod image;
+pub mod inputs;
+pub mod output;
+pub mod proof;
+pub mod store;
+pub mod tree;

@@ -1,0 +1,1 @@
+//! Converges a node.

@@ -1,0 +1,2 @@
+//! The `firstboot` command.
+fn main() {}

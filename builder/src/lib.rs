@@ -3,6 +3,7 @@
 pub mod image;
 pub mod inputs;
 pub mod output;
+pub mod pki;
 pub mod proof;
 pub mod store;
 pub mod tree;

@@ -1,1 +1,3 @@
 //! See docs/contracts.md.
+
+pub mod oci;

@@ -1,0 +1,12 @@
+//! `imgbuild inspect`: say what is inside a built image.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::output::inspect;
+
+pub(super) fn run(image: &Path, json: bool) -> Result<()> {
+    let found = inspect::inspect(image)?;
+    if json { super::print(&serde_json::to_string_pretty(&found)?) } else { super::print(&found.to_string()) }
+}

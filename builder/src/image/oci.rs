@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! OCI image layouts: container images in a directory (https://github.com/opencontainers/image-spec, image-layout.md).
+//! OCI image layouts: container images in a directory (<https://github.com/opencontainers/image-spec>, image-layout.md).
 //!
 //! Owns the layout, and the manifests and configurations of images that we make; [`layer`] owns their layers. The same
 //! images give the same bytes. Layers stay uncompressed: the squashfs around them compresses already, and a node that

@@ -4,7 +4,7 @@
 //!
 //! The form is POSIX ustar with pax records only where ustar has no room (long names, extended attributes), entries in
 //! the tree's order, one modification time for all, owners by number only. It is what
-//! https://github.com/opencontainers/image-spec, layer.md, asks for and every runtime reads.
+//! <https://github.com/opencontainers/image-spec>, layer.md, asks for and every runtime reads.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Names of images, as the grammar of https://github.com/distribution/reference has them.
+//! Names of images, as the grammar of <https://github.com/distribution/reference> has them.
 //!
 //! In a room without internet, a name that is completed differently by two programs is an image that is not found. So
 //! only full references are let in: with a registry, and with a tag or a digest.

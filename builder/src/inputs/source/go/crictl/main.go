@@ -391,8 +391,9 @@ func inspectImages(c client, arguments []string) error {
 			return fmt.Errorf("no such image %q present", name)
 		}
 		status := map[string]interface{}{
-			"id": image.Id, "repoTags": image.RepoTags, "repoDigests": image.RepoDigests, "size": fmt.Sprint(image.Size_),
-			"username": image.Username, "uid": image.Uid,
+			"id": image.Id, "size": fmt.Sprint(image.Size_), "username": image.Username, "uid": image.Uid,
+			// Lists even where there is nothing: null would be another type.
+			"repoTags": append([]string{}, image.RepoTags...), "repoDigests": append([]string{}, image.RepoDigests...),
 		}
 		if err := printJSON(map[string]interface{}{"status": status}, answer.GetInfo()); err != nil {
 			return err

@@ -80,6 +80,9 @@ pub struct Node {
     pub address: IpNet,
     /// MAC address of the interface that carries `address`, lower case; `None`: the only Ethernet interface.
     pub mac: Option<String>,
+    /// Name of that interface; masters behind keepalived have one.
+    #[serde(default)]
+    pub interface: Option<String>,
     /// The pod subnet of this node (bridge plugin: static share of the pod network).
     pub pod_subnet: Option<IpNet>,
     /// Kubernetes node labels.

@@ -2,4 +2,5 @@
 
 //! Inputs to images: where they come from, what exactly they are, and how they get into the store. See docs/contracts.md.
 
+pub mod deb;
 pub mod source;

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Packages of Debian and its kin.
+
+pub mod archive;
+pub mod control;
+mod names;

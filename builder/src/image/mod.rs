@@ -4,3 +4,5 @@ pub mod cpio;
 pub mod fat;
 pub mod gpt;
 pub mod squashfs;
+#[cfg(test)]
+pub(crate) mod testing;

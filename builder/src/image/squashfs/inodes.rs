@@ -208,7 +208,10 @@ impl<'a> InodeWriter<'a> {
     }
 
     fn directory(&mut self, packer: &mut Packer, dir: &'a str, names: &[(&'a str, &'a str)]) -> Result<()> {
-        let entry = self.tree.get(dir).context("a directory of the tree")?;
+        let entry = self.tree.get(dir).with_context(|| format!("`{dir}` has entries but is not in the tree"))?;
+        if !matches!(entry.kind, Kind::Dir) {
+            bail!("`{dir}` has entries but is not a directory");
+        }
         let number = *self.plan.numbers.get(dir).context("an inode number")?;
         let parent = match dir.rsplit_once('/') {
             // The root's parent is one past the last inode, as mksquashfs has it.

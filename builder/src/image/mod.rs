@@ -1,3 +1,9 @@
 //! Image formats, one module each. Nothing here knows of Kubernetes or of a running node. See docs/contracts.md.
 
+pub mod cpio;
+pub mod fat;
+pub mod gpt;
 pub mod oci;
+pub mod squashfs;
+#[cfg(test)]
+pub(crate) mod testing;

@@ -16,7 +16,7 @@ const SECRET: &str = "(left out of the rendering: secret)\n";
 pub(super) fn run(options: &Options) -> Result<()> {
     let file = ClusterFile::load(&options.cluster)?;
     let pki = file.pki()?;
-    for name in file.nodes_or_all(options)? {
+    for name in file.some_nodes(options)? {
         let node = node::prepare(&file.cluster, &name, &pki)?;
         let root = options.out.join("render").join(&name);
         if root.exists() {

@@ -1,0 +1,109 @@
+//! From verified inputs to the parts of an image: the read-only root, the payload, one node's seed. Every part is a step
+//! whose key is all that may influence it, so a build makes only what is new.
+
+pub mod node;
+pub mod os;
+pub mod payload;
+
+use std::num::NonZeroUsize;
+
+use anyhow::{Context, Result};
+use profiles::Cluster;
+use profiles::node::Architecture;
+use serde::Serialize;
+
+use crate::image::squashfs;
+use crate::inputs::deb::archive;
+use crate::inputs::source::Inputs as SourceInputs;
+use crate::store::{Digest, Store};
+use crate::tree::{Content, Entry, FileTree, Kind, layers};
+
+/// What the parts are made from: the cluster file, and its inputs, which are all in the store.
+#[derive(Debug)]
+pub struct Bench<'a> {
+    /// Where inputs are and results go.
+    pub store: &'a Store,
+    /// The cluster.
+    pub cluster: &'a Cluster,
+    /// Its inputs.
+    pub sources: Sources,
+    /// Threads and processor cores to use; never part of a result.
+    pub jobs: NonZeroUsize,
+}
+
+/// The inputs of a cluster file, as store objects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Sources {
+    /// Nothing in an image is newer than this (seconds since 1970): the date of the newest suite that was locked.
+    pub epoch: u32,
+    /// Packages of the root.
+    pub os: Vec<Deb>,
+    /// Packages of the payload.
+    pub payload: Vec<Deb>,
+    /// Packages of each image, in the cluster file's order.
+    pub images: Vec<Vec<Deb>>,
+    /// What programs are compiled from.
+    pub programs: Option<SourceInputs>,
+    /// Files from beside the cluster file: place on the node, mode, content.
+    pub files: Vec<(String, u32, Digest)>,
+}
+
+/// A package in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Deb {
+    /// Name.
+    pub name: String,
+    /// Version.
+    pub version: String,
+    /// The .deb.
+    pub object: Digest,
+}
+
+impl Bench<'_> {
+    /// The architecture of everything in the images.
+    pub fn architecture(&self) -> Architecture {
+        self.cluster.os.architecture
+    }
+
+    /// The files of `packages`, laid over each other.
+    fn merged(&self, packages: &[Deb]) -> Result<FileTree> {
+        let objects: Vec<Digest> = packages.iter().map(|package| package.object).collect();
+        let archives = archive::unpack_all(self.store, &objects)?;
+        let replaces = packages.iter().map(|package| self.replaces(package)).collect::<Result<Vec<_>>>()?;
+        let merge: Vec<layers::Package<'_>> = packages
+            .iter()
+            .zip(&archives)
+            .zip(&replaces)
+            .map(|((package, archive), replaces)| layers::Package { name: &package.name, archive, replaces })
+            .collect();
+        layers::merge(&merge)
+    }
+
+    /// Names of the packages whose files `package` may overwrite.
+    fn replaces(&self, package: &Deb) -> Result<Vec<String>> {
+        let field = archive::control_field(self.store, &package.object, "Replaces")?.unwrap_or_default();
+        let names = field.split(',').filter_map(|entry| entry.split_whitespace().next());
+        Ok(names.map(|name| name.split(':').next().unwrap_or(name).to_owned()).collect())
+    }
+
+    fn file(&self, content: &Digest, mode: u32) -> Result<Entry> {
+        let len = self.store.size(content).with_context(|| format!("store object {content} is gone"))?;
+        let mode = u16::try_from(mode & 0o7777).context("a mode has four octal digits")?;
+        Ok(Entry::new(Kind::File(Content::Slice { object: *content, offset: 0, len }), mode))
+    }
+
+    fn squashfs(&self) -> squashfs::Options {
+        squashfs::Options { jobs: self.jobs.get(), ..squashfs::Options::new(self.sources.epoch) }
+    }
+}
+
+/// The static firstboot for `architecture`, embedded into this binary.
+///
+/// # Errors
+/// If this imgbuild was built without one for that architecture.
+pub fn firstboot(architecture: Architecture) -> Result<&'static [u8]> {
+    match architecture {
+        Architecture::Amd64 => Ok(include_bytes!(env!("IMGBUILD_FIRSTBOOT_AMD64_FILE"))),
+        Architecture::Loong64 => anyhow::bail!("this imgbuild carries no firstboot for loong64"),
+    }
+}

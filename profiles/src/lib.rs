@@ -5,12 +5,15 @@ mod decode;
 pub mod diagnostics;
 pub mod node;
 mod profile;
+pub mod render;
 pub mod schema;
 mod sections;
+pub mod seed;
 mod text;
 mod validate;
 mod validate_network;
 pub mod version;
+pub mod yaml;
 
 pub use diagnostics::{Problem, Report};
 pub use node::NodeProfile;

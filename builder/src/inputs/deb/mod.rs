@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Packages of Debian and its kin.
+//! Packages of Debian and its kin: reading archives' indices, choosing packages, reading packages.
 
 pub mod archive;
 pub mod control;
+pub mod index;
 mod names;
+pub mod relation;
+pub mod resolve;
+pub mod version;

@@ -1,1 +1,6 @@
-//! See docs/contracts.md.
+//! Outputs: what a build leaves behind, and how to look into it again. See docs/contracts.md, section 4.
+
+pub mod disk;
+pub mod esp;
+pub mod inspect;
+mod place;

@@ -134,9 +134,8 @@ pub fn write(plan: &DiskPlan, store: &Store, path: &Path) -> Result<Disk> {
     let volumes = Volumes::check(plan, &table)?;
     let root = Image::open(store, plan.root, find(&table, "root-a")?, "root", "root_size")?;
     let payload = Image::open(store, plan.payload, find(&table, "payload-a")?, "payload", "payload_size")?;
+    check_space(path, root.len + payload.len + volumes.bytes + SLACK)?;
     let placed = Placed::new(path)?;
-    let content = root.len + payload.len + volumes.bytes + SLACK;
-    check_space(path, content)?;
     let mut file = placed.file();
     file.set_len(plan.sizes.disk).map_err(|e| Failure::io(format!("writing {}", path.display()), e))?;
     gpt::write(&mut file, &table).with_context(|| format!("writing {}", path.display()))?;
@@ -225,9 +224,9 @@ impl Image {
     }
 }
 
-/// Refuses to begin what cannot end.
+/// Refuses to begin what cannot end. The folder need not be there yet: its nearest parent is measured.
 fn check_space(path: &Path, content: u64) -> Result<()> {
-    let folder = folder(path);
+    let folder = folder(path).ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
     let stat = rustix::fs::statvfs(folder).with_context(|| format!("measuring free space in {}", folder.display()))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     if free < content {

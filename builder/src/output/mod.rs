@@ -4,3 +4,7 @@ pub mod disk;
 pub mod esp;
 pub mod inspect;
 mod place;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod disk_tests;

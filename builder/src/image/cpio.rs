@@ -140,6 +140,7 @@ fn pad(len: usize) -> usize {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::image::testing::{store, text, tool_ok};

@@ -224,6 +224,7 @@ pub fn read(file: &File, offset: u64, size: u64, want: impl Fn(&str) -> bool) ->
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::image::testing::{store, text, tool, tool_ok};

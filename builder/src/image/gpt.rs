@@ -209,6 +209,7 @@ fn read_at(disk: &mut (impl Read + Seek), lba: u64, sectors: u64) -> Result<Tabl
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::io::Cursor;
 

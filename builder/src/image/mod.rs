@@ -6,4 +6,5 @@ pub mod gpt;
 pub mod oci;
 pub mod squashfs;
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 pub(crate) mod testing;

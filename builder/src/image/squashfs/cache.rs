@@ -161,6 +161,7 @@ fn decode(bytes: &[u8]) -> Result<Vec<Run>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -16,6 +16,7 @@ mod source;
 mod xattr;
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests;
 
 use std::io::{Seek, SeekFrom, Write};

@@ -6,6 +6,7 @@ pub mod os;
 pub mod payload;
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use profiles::Cluster;
@@ -15,6 +16,9 @@ use serde::Serialize;
 use crate::image::squashfs;
 use crate::inputs::deb::archive;
 use crate::inputs::source::Inputs as SourceInputs;
+use crate::output::disk::{self, Disk, DiskPlan, Sizes, disk_guid};
+use crate::output::esp::{EspParts, esp_tree};
+use crate::pki::Pki;
 use crate::store::{Digest, Store};
 use crate::tree::{Content, Entry, FileTree, Kind, layers};
 
@@ -106,4 +110,43 @@ pub fn firstboot(architecture: Architecture) -> Result<&'static [u8]> {
         Architecture::Amd64 => Ok(include_bytes!(env!("IMGBUILD_FIRSTBOOT_AMD64_FILE"))),
         Architecture::Loong64 => anyhow::bail!("this imgbuild carries no firstboot for loong64"),
     }
+}
+
+/// Writes the disk image of the node called `name` to `path`.
+///
+/// # Errors
+/// As its parts; contents that do not fit; failing I/O. Nothing is left at `path` then.
+pub fn disk(bench: &Bench<'_>, pki: &Pki, name: &str, path: &Path) -> Result<Disk> {
+    let cluster = bench.cluster;
+    let seed = node::seed(cluster, name, pki)?;
+    let os = os::build(bench)?;
+    let payload = payload::build(bench)?;
+    let cluster_id = pki.cluster_id();
+    let esp = esp_tree(&EspParts {
+        architecture: bench.architecture(),
+        boot_loader: os.boot_loader.content(),
+        kernel: os.kernel.content(),
+        initramfs: os.initramfs.content(),
+        disk: disk_guid(&cluster_id, name),
+        title: format!("imgbuild {name}"),
+        version: format!("{} {}", cluster.kubernetes.version, os.kernel_version),
+        kernel_args: cluster.os.kernel_args.clone(),
+    })?;
+    let sizes = Sizes {
+        disk: cluster.node(name)?.disk_size.unwrap_or(cluster.disk.size),
+        esp: cluster.disk.esp_size,
+        root: cluster.disk.root_size,
+        payload: cluster.disk.payload_size,
+    };
+    let plan = DiskPlan {
+        cluster_id,
+        node: name.to_owned(),
+        architecture: bench.architecture(),
+        sizes,
+        esp,
+        root: os.root.object,
+        payload: payload.object,
+        seed: node::seed_tree(&seed)?,
+    };
+    disk::write(&plan, bench.store, path)
 }

@@ -7,10 +7,18 @@ mod lock;
 mod render;
 mod validate;
 
+use std::io::Write;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Result;
+use profiles::Cluster;
+
 use crate::cli::{Cli, Command, LogFormat, Options};
-use crate::error;
+use crate::error::{self, Failure};
+use crate::pki::Pki;
+use crate::store::Store;
 
 /// Runs one command and gives the process's exit code (see docs/exit-codes in README).
 pub fn run(cli: &Cli) -> ExitCode {
@@ -25,7 +33,24 @@ pub fn run(cli: &Cli) -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => error::report(&error, cli.options.log_format),
+        Err(error) => {
+            report(&error, cli.options.log_format);
+            ExitCode::from(error::kind(&error).exit_code())
+        }
+    }
+}
+
+/// Says what failed, why, and what to do about it.
+fn report(error: &anyhow::Error, format: LogFormat) {
+    let hint = error::hint(error);
+    match format {
+        LogFormat::Text => {
+            eprintln!("error: {error:#}");
+            if let Some(hint) = hint {
+                eprintln!("hint: {hint}");
+            }
+        }
+        LogFormat::Json => tracing::error!(kind = ?error::kind(error), hint, "{error:#}"),
     }
 }
 

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use profiles::render;
+use profiles::render::{self, Content};
+use profiles::seed::without_secrets;
 
 use crate::assemble::node;
 use crate::cli::Options;
@@ -17,24 +18,26 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let file = ClusterFile::load(&options.cluster)?;
     let pki = file.pki()?;
     for name in file.some_nodes(options)? {
-        let node = node::prepare(&file.cluster, &name, &pki)?;
+        let seed = node::seed(&file.cluster, &name, &pki)?;
         let root = options.out.join("render").join(&name);
         if root.exists() {
             fs::remove_dir_all(&root).with_context(|| format!("removing the earlier rendering {}", root.display()))?;
         }
-        for rendered in render::files(&node.profile) {
-            match &rendered.kind {
-                render::Kind::File(content) => write(&root, &rendered.path, content)?,
-                render::Kind::Symlink(target) => write(&root, &rendered.path, &format!("(symbolic link to {target})\n"))?,
+        for rendered in render::files(&seed.profile)? {
+            match &rendered.content {
+                Content::Text(text) => write(&root, &rendered.path, text)?,
+                Content::Symlink(target) => write(&root, &rendered.path, &format!("(symbolic link to {target})\n"))?,
             }
         }
-        for (path, pem) in &node.secrets {
-            let public = pem.contains("BEGIN CERTIFICATE") || pem.contains("BEGIN PUBLIC KEY");
-            write(&root, path, if public { pem } else { SECRET })?;
+        for secret in seed.secret_files() {
+            let Content::Text(pem) = &secret.content else { continue };
+            write(&root, &secret.path, if secret.mode & 0o077 == 0 { SECRET } else { pem })?;
         }
-        for (path, content) in node.seed_without_secrets()? {
-            write(&root, &format!("seed/{path}"), &content)?;
-        }
+        let user_data = seed.user_data()?;
+        let user_data = without_secrets(&user_data)?.unwrap_or(user_data);
+        write(&root, "seed/user-data", &user_data)?;
+        write(&root, "seed/meta-data", &seed.meta_data()?)?;
+        write(&root, "seed/network-config", &seed.network_config()?)?;
         tracing::info!("{name}: rendered to {}", root.display());
     }
     Ok(())

@@ -1,0 +1,99 @@
+//! The OS layer: the read-only root, and the kernel, initramfs and boot loader that bring it up.
+
+use anyhow::{Context, Result};
+use profiles::node::Architecture;
+use serde::{Deserialize, Serialize};
+
+use super::{Bench, firstboot};
+use crate::image::cpio;
+use crate::image::squashfs::{self, Packed};
+use crate::store::{Digest, step_key};
+use crate::tree::{Content, FileTree, initramfs, os};
+
+/// Raised when the code below makes another OS layer out of the same inputs.
+const STEP_VERSION: u32 = 1;
+
+/// zstd level of the initramfs: it is small, and written once for all nodes.
+const INITRAMFS_LEVEL: i32 = 10;
+
+/// A file in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    object: Digest,
+    size: u64,
+}
+
+impl Part {
+    /// The part as content of a file tree.
+    pub fn content(&self) -> Content {
+        Content::Slice { object: self.object, offset: 0, len: self.size }
+    }
+}
+
+/// What every node of one architecture boots.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OsLayer {
+    /// The root, as a squashfs.
+    pub root: Packed,
+    /// Release of the kernel, `6.1.0-49-amd64`.
+    pub kernel_version: String,
+    /// The kernel.
+    pub kernel: Part,
+    /// The initramfs.
+    pub initramfs: Part,
+    /// systemd-boot.
+    pub boot_loader: Part,
+}
+
+/// The OS layer, made or found in the store.
+///
+/// # Errors
+/// Packages that do not make a bootable root, a library that is missing, a file of the wrong architecture.
+pub fn build(bench: &Bench<'_>) -> Result<OsLayer> {
+    let firstboot = firstboot(bench.architecture())?;
+    let os = &bench.cluster.os;
+    let key = step_key(
+        "os",
+        STEP_VERSION,
+        &(
+            (&bench.sources.os, &bench.sources.files, bench.sources.epoch),
+            format!("{:?} {:?} {:?}", os.distribution, os.architecture, os.alternatives),
+            (Digest::of(firstboot), crate::tree::overlay::digest(), bench.squashfs().block_size, bench.squashfs().level),
+        ),
+    )?;
+    bench.store.cached(&key, "OS layer", || assemble(bench, firstboot).context("assembling the OS layer"))
+}
+
+fn assemble(bench: &Bench<'_>, firstboot: &'static [u8]) -> Result<OsLayer> {
+    tracing::info!("assembling the OS layer from {} packages", bench.sources.os.len());
+    let (tree, modules) = root(bench)?;
+    crate::proof::elf::check(bench.store, &tree, bench.architecture())?;
+    let (kernel_version, kernel) = initramfs::kernel_image(&tree)?;
+    let init = Content::Bytes(firstboot.into());
+    let files = initramfs::initramfs(bench.store, &tree, &modules, init, &initramfs::Options::default())?;
+    let mut writer = bench.store.writer()?;
+    cpio::write_zstd(&files, bench.store, bench.sources.epoch, INITRAMFS_LEVEL, bench.jobs.get(), &mut writer)
+        .context("packing the initramfs")?;
+    let (object, size) = writer.commit(None)?;
+    let boot_loader = boot_loader(bench, &tree)?;
+    let root = squashfs::pack(&tree, bench.store, &bench.squashfs()).context("packing the root")?;
+    Ok(OsLayer { root, kernel_version, kernel: part(bench, &kernel)?, initramfs: Part { object, size }, boot_loader })
+}
+
+fn boot_loader(bench: &Bench<'_>, tree: &FileTree) -> Result<Part> {
+    let suffix = match bench.architecture() {
+        Architecture::Amd64 => "x64",
+        Architecture::Loong64 => "loongarch64",
+    };
+    let path = format!("usr/lib/systemd/boot/efi/systemd-boot{suffix}.efi");
+    let content = tree.content(&path).with_context(|| {
+        crate::error::Failure::user(format!("no package has the boot loader /{path}"))
+            .hint("add \"systemd-boot-efi\" to `[os] packages`")
+    })?;
+    part(bench, content)
+}
+
+fn part(bench: &Bench<'_>, content: &Content) -> Result<Part> {
+    let (object, size) = bench.store.put_reader(content.reader(bench.store)?, None)?;
+    Ok(Part { object, size })
+}

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! An accumulating decoder over toml's spanned document: where serde stops at the first mistake, this one notes it,
 //! goes on with a placeholder, and remembers where every key stands. Knows TOML, not clusters.
 //!
@@ -101,7 +102,9 @@ impl Decoder {
     }
 
     fn push(&mut self, span: Range<usize>, key: &str, what: String, why: String, fix: String) {
-        let unreadable = self.syntax_lines.iter().any(|line| line.start <= span.start && span.start <= line.end);
+        // What the parser made up to go on has no place at all.
+        let unreadable = !self.is_toml() && span.is_empty()
+            || self.syntax_lines.iter().any(|line| line.start <= span.start && span.start <= line.end);
         if !unreadable {
             self.problems.push(Problem { span, key: key.to_owned(), what, why, fix });
         }

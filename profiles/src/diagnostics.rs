@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Problems of a cluster file, and how they are shown: all at once, each with its place in the file, as text for people
 //! or JSON for programs. Knows nothing of clusters.
 

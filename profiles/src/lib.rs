@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The cluster schema, its validation, node profiles, and the rendering of every file a node gets.
 //! Pure functions: nothing in this crate reads a file, a clock or the network.
 

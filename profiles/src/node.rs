@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The node profile: everything one node must know, and nothing more. Rendered by the builder into the seed,
 //! read by firstboot. Both sides use these very types, so a profile that builds is a profile that converges.
 

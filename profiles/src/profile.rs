@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! From the cluster file to what one node must know.
 
 use std::net::IpAddr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a cluster file may say, as types. Every field's documentation begins with "Required." or "Optional, default
 //! …"; `docs/cluster-file.md` is generated from these comments by a test, so keep them exact.
 //! Decoding is `decode.rs` and `sections.rs`, cross-checks are `validate.rs`.

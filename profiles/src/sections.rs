@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! How each section of a cluster file is read into the types of `schema.rs`: names, types, bounds and defaults.
 //! What several values mean together is checked in `validate.rs`.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The seed of one node: the documents of a NoCloud medium, written and read. Valid for cloud-init too; our part is under
 //! the key `imgbuild`. Media and file systems are for others.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Small helpers for messages: lists, and the nearest of some names.
 
 /// "`a`, `b`, `c`".

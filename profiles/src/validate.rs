@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the values of a cluster file must satisfy together. Every check reports and goes on; a check that involves a
 //! value which could not be read stays silent (see `decode.rs`).
 
@@ -60,7 +61,8 @@ fn duplicates<T: Ord + Display>(
             None => drop(first.insert(value, index)),
             Some(earlier) => {
                 let (here, there) = (format!("{table}[{index}].{key}"), format!("{table}[{earlier}].{key}"));
-                let what = format!("two {things} have the {key} {value}");
+                let name = if key == "mac" { "MAC address" } else { key };
+                let what = format!("two {things} have the {name} {value}");
                 d.report(&[&here, &there], what, format!("`{there}` has it already"), "give each its own");
             }
         }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Checks of addresses and subnets: what overlaps, what lies outside, what no machine can have.
 
 use std::net::IpAddr;
@@ -103,9 +104,10 @@ fn pods(c: &Cluster, d: &mut Decoder) {
         let share = share_prefix(net);
         let shares = share.checked_sub(net.prefix_len()).map(|bits| 1u128 << bits);
         if shares.is_none_or(|shares| shares < c.node.len() as u128) {
+            let nodes = if c.node.len() == 1 { "one node".to_owned() } else { format!("{} nodes", c.node.len()) };
             d.report(
                 &[&format!("network.pod_subnets[{index}]"), "node"],
-                format!("the pod subnet {net} is too small for {} nodes", c.node.len()),
+                format!("the pod subnet {net} is too small for {nodes}"),
                 format!("each node gets a /{share} of it"),
                 "use a larger one",
             );

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Version numbers of Kubernetes and containerd, and what differs between them, by name.
 
 use std::fmt;
@@ -102,6 +103,7 @@ impl fmt::Display for Version {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

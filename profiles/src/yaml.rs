@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! YAML that Kubernetes reads as it was meant. Kubernetes parses YAML 1.1, where a bare `no`, `on` or `12:30` is not a
 //! string; the one crate that quotes all of those is behind these functions, so that it can be replaced in one place.
 
@@ -23,6 +24,7 @@ pub fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::collections::BTreeMap;
 

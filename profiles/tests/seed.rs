@@ -1,4 +1,7 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Seeds: written, read back, and rid of their secrets.
+
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The pod network of the plugin `bridge`: CNI's `bridge`, `host-local` and `portmap`. containerd brings up the loopback
 //! interface of pods by itself.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! containerd and crictl. The sections of containerd's configuration changed names between version 2 (containerd 1.x)
 //! and version 3 (containerd 2.x).
 

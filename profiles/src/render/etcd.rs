@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! An etcd member: its configuration and its unit.
 
 use serde::Serialize;

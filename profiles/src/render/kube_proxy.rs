@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! kube-proxy's configuration, which kubeadm hands on.
 
 use serde::Serialize;

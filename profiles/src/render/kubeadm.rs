@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! kubeadm's configuration, in the format its version writes itself. kubeadm only warns of a field it does not know and
 //! goes on without it, so every field here is one of a typed struct; those that a format lacks are `None` for it.
 

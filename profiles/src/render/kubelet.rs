@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! kubelet's unit with kubeadm's drop-in, and its configuration, which kubeadm hands on.
 
 use serde::Serialize;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! haproxy and keepalived on the masters. Both have formats of their own, written line by line.
 
 use std::net::IpAddr;
@@ -9,7 +10,7 @@ use crate::profile::host_port;
 pub(super) fn files(c: &Context<'_>, vip: IpAddr, port: u16, vrid: u8) -> Result<Vec<NodeFile>, RenderError> {
     let interface = c.profile.node.interface.as_deref().ok_or(RenderError::Invalid("interface"))?;
     Ok(vec![
-        text("/etc/haproxy/haproxy.cfg", haproxy(c, port)),
+        text("/etc/haproxy/haproxy.cfg", haproxy(c, vip, port)),
         enabled("haproxy.service", "/usr/lib/systemd/system"),
         text("/etc/keepalived/keepalived.conf", keepalived(c, vip, port, vrid, interface)),
         enabled("keepalived.service", "/usr/lib/systemd/system"),
@@ -17,7 +18,8 @@ pub(super) fn files(c: &Context<'_>, vip: IpAddr, port: u16, vrid: u8) -> Result
 }
 
 /// No statistics page: nobody asked for one, and its password would be known to all.
-fn haproxy(c: &Context<'_>, port: u16) -> String {
+fn haproxy(c: &Context<'_>, vip: IpAddr, port: u16) -> String {
+    let any = if vip.is_ipv6() { "::" } else { "0.0.0.0" };
     let mut text = format!(
         "\
 # Written by imgbuild; changes are lost.
@@ -39,7 +41,7 @@ defaults
     timeout server 4h
 
 frontend apiserver
-    bind :::{port} v4v6
+    bind {any}:{port}
     default_backend masters
 
 backend masters

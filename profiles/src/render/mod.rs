@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! Every file a node gets, from its profile: one module per program, structured files from typed structs, never from
 //! templates. What is rendered here is what `imgbuild render` shows and what firstboot writes.
 

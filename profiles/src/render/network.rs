@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! systemd-networkd, the resolver, and time servers.
 
 use super::{Context, NodeFile, ini, line, text};

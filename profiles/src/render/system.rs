@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The node's name, kernel modules, kernel settings, and what a person's shell needs.
 
 use super::{Context, NodeFile, PAYLOAD_BIN, symlink, text};
@@ -69,7 +70,7 @@ fn sysctl(c: &Context<'_>) -> String {
 fn shell(c: &Context<'_>) -> String {
     let mut text = format!("export PATH=\"{PAYLOAD_BIN}:$PATH\"\n");
     if c.profile.has(Role::Master) {
-        text += "[ -r /etc/kubernetes/admin.conf ] && export KUBECONFIG=/etc/kubernetes/admin.conf\n";
+        text += "if [ -r /etc/kubernetes/admin.conf ]; then export KUBECONFIG=/etc/kubernetes/admin.conf; fi\n";
     }
     text
 }

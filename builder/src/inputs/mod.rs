@@ -3,3 +3,4 @@
 //! Inputs to images: where they come from, what exactly they are, and how they get into the store. See docs/contracts.md.
 
 pub mod deb;
+pub mod mirror;

@@ -6,6 +6,8 @@ pub mod archive;
 pub mod control;
 pub mod index;
 mod names;
+pub mod openpgp;
 pub mod relation;
+pub mod release;
 pub mod resolve;
 pub mod version;

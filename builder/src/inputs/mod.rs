@@ -8,3 +8,4 @@ pub mod download;
 mod fake_mirror;
 mod http;
 pub mod mirror;
+pub mod request;

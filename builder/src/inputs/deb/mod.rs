@@ -9,5 +9,6 @@ mod names;
 pub mod openpgp;
 pub mod relation;
 pub mod release;
+pub mod repository;
 pub mod resolve;
 pub mod version;

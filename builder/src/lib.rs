@@ -3,6 +3,7 @@
 pub mod error;
 pub mod image;
 pub mod inputs;
+pub mod lock;
 pub mod output;
 pub mod pki;
 pub mod proof;

@@ -127,7 +127,7 @@ impl Store {
 
     fn missing(&self, digest: &Digest, error: io::Error) -> Failure {
         if error.kind() == io::ErrorKind::NotFound {
-            Failure::environment(format!("object {digest} is not in the store {}", self.root.display()))
+            Failure::user(format!("object {digest} is not in the store {}", self.root.display()))
                 .hint("run `imgbuild fetch` on a machine with a network, or build without --offline")
         } else {
             Failure::io(format!("opening store object {}", self.path(digest).display()), error)

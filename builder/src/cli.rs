@@ -92,8 +92,6 @@ pub struct Options {
 pub enum Output {
     /// A raw disk image, <out>/<node>.img, to be written to the machine's disk
     Disk,
-    /// The NoCloud seed alone, as a folder <out>/<node>-seed (holds the node's secrets)
-    Seed,
 }
 
 /// How messages look.

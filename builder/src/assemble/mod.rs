@@ -4,6 +4,7 @@
 pub mod node;
 pub mod os;
 pub mod payload;
+pub mod sources;
 
 use std::num::NonZeroUsize;
 use std::path::Path;

@@ -1,28 +1,31 @@
 //! `imgbuild [build]`: the images of one node or of all.
 
-use std::path::Path;
+use std::fs;
+use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::assemble::{Bench, node, os, payload};
+use crate::assemble::{self, Bench};
 use crate::cli::{Options, Output};
-use crate::commands::{ClusterFile, jobs, open_store};
-use crate::output::disk;
-use crate::output::progress::Progress;
+use crate::commands::{ClusterFile, inputs, jobs, open_store};
+use crate::error::Failure;
 
 pub(super) fn run(options: &Options) -> Result<()> {
     let file = ClusterFile::load(&options.cluster)?;
     let nodes = file.some_nodes(options)?;
     let store = open_store(options)?;
-    let bench = Bench { store: &store, cluster: &file.cluster, sources: file.sources(options, &store)?, jobs: jobs(options) };
+    let sources = inputs::ready(&file, options, &store)?;
+    let bench = Bench { store: &store, cluster: &file.cluster, sources, jobs: jobs(options) };
     let pki = file.pki()?;
+    let creating = |error| Failure::io(format!("creating {}", options.out.display()), error);
+    fs::create_dir_all(&options.out).map_err(creating)?;
     for name in nodes {
-        let node = node::prepare(&file.cluster, &name, &pki)?;
         for output in &options.output {
-            match output {
-                Output::Disk => todo(),
-                Output::Seed => todo(),
-            }
+            let begun = Instant::now();
+            let path = match output {
+                Output::Disk => assemble::disk(&bench, &pki, &name, &options.out.join(format!("{name}.img")))?.path,
+            };
+            tracing::info!("{} is ready ({:.1}s)", path.display(), begun.elapsed().as_secs_f32());
         }
     }
     Ok(())

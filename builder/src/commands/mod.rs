@@ -2,6 +2,7 @@
 
 mod build;
 mod fetch;
+mod inputs;
 mod inspect;
 mod lock;
 mod render;

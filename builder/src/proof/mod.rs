@@ -1,1 +1,3 @@
-//! See docs/contracts.md.
+//! Proofs that an image is complete, before it is shipped. See docs/contracts.md.
+
+pub mod elf;

@@ -4,6 +4,7 @@ pub mod elf;
 pub mod error;
 pub mod image;
 pub mod inputs;
+pub mod lock;
 pub mod output;
 pub mod proof;
 pub mod store;

@@ -3,3 +3,9 @@
 //! Inputs to images: where they come from, what exactly they are, and how they get into the store. See docs/contracts.md.
 
 pub mod deb;
+pub mod download;
+#[cfg(test)]
+mod fake_mirror;
+mod http;
+pub mod mirror;
+pub mod request;

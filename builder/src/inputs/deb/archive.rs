@@ -94,15 +94,11 @@ pub enum ArchiveKind {
 /// If it is no package, or has a member with an unsafe path; the error names package and member.
 pub fn unpack(store: &Store, deb: &Digest) -> Result<Archive> {
     let key = step_key("deb-unpack", STEP_VERSION, deb)?;
-    if let Some(archive) = store.step(&key) {
-        return Ok(archive);
-    }
-    let archive = unpack_new(store, deb).with_context(|| {
+    let made = store.cached(&key, "unpacking a package", || unpack_new(store, deb));
+    made.with_context(|| {
         let name = control_field(store, deb, "Package").ok().flatten();
         format!("unpacking package {} ({deb})", name.as_deref().unwrap_or("of unknown name"))
-    })?;
-    store.record_step(&key, &archive)?;
-    Ok(archive)
+    })
 }
 
 fn unpack_new(store: &Store, deb: &Digest) -> Result<Archive> {
@@ -129,12 +125,8 @@ pub fn unpack_all(store: &Store, debs: &[Digest]) -> Result<Vec<Archive>> {
 /// that this was done before.
 pub fn unpack_tar_object(store: &Store, object: &Digest) -> Result<Archive> {
     let key = step_key("tar-unpack", STEP_VERSION, object)?;
-    if let Some(archive) = store.step(&key) {
-        return Ok(archive);
-    }
-    let archive = unpack_tar(store, store.open_object(object)?).with_context(|| format!("unpacking {object}"))?;
-    store.record_step(&key, &archive)?;
-    Ok(archive)
+    let made = store.cached(&key, "unpacking an archive", || unpack_tar(store, store.open_object(object)?));
+    made.with_context(|| format!("unpacking archive {object}"))
 }
 
 /// Decompresses a tar archive (plain, gzip, xz or zstd) into the store.

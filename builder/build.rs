@@ -1,6 +1,11 @@
-//! Builds the static `firstboot` for every node architecture this machine can build for, so that `imgbuild` can embed it
-//! and stay one binary. `IMGBUILD_FIRSTBOOT_AMD64=/path/to/firstboot` embeds a ready-made one instead.
+// SPDX-License-Identifier: MIT OR Apache-2.0
 
+//! Prepares what `imgbuild` carries inside itself, to stay one binary: the files of `rootfs-overlays`, and the static
+//! `firstboot`. `IMGBUILD_FIRSTBOOT_AMD64=/path/to/firstboot` embeds a ready-made one instead of building it.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,22 +13,52 @@ type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
     let workspace = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("..").canonicalize()?;
-    for input in ["Cargo.toml", "Cargo.lock", "firstboot", "profiles/src", "profiles/Cargo.toml"] {
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    for input in ["Cargo.toml", "Cargo.lock", "firstboot", "profiles/src", "profiles/Cargo.toml", "rootfs-overlays"] {
         println!("cargo::rerun-if-changed={}", workspace.join(input).display());
     }
     println!("cargo::rerun-if-env-changed=IMGBUILD_FIRSTBOOT_AMD64");
-    let binary = match std::env::var_os("IMGBUILD_FIRSTBOOT_AMD64") {
+
+    let overlays = workspace.join("rootfs-overlays");
+    let mut list = String::from("&[\n");
+    list_overlays(&overlays, &overlays, &mut list)?;
+    list.push_str("]\n");
+    fs::write(out.join("overlays.rs"), list)?;
+
+    let firstboot = match std::env::var_os("IMGBUILD_FIRSTBOOT_AMD64") {
         Some(path) => PathBuf::from(path),
-        None => build_firstboot(&workspace, "x86_64-unknown-linux-gnu")?,
+        None => build_firstboot(&workspace, &out, "x86_64-unknown-linux-gnu")?,
     };
-    println!("cargo::rustc-env=IMGBUILD_FIRSTBOOT_AMD64_FILE={}", binary.display());
-    println!("cargo::rerun-if-changed={}", binary.display());
+    println!("cargo::rustc-env=IMGBUILD_FIRSTBOOT_AMD64_FILE={}", firstboot.display());
+    println!("cargo::rerun-if-changed={}", firstboot.display());
+    Ok(())
+}
+
+/// One line for each file and link below `dir`, sorted: the path, and what is there.
+fn list_overlays(root: &Path, dir: &Path, out: &mut String) -> Result<(), Failure> {
+    let mut entries = fs::read_dir(dir)?.collect::<Result<Vec<_>, _>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        let meta = fs::symlink_metadata(&path)?;
+        let name = path.strip_prefix(root)?.display().to_string();
+        if meta.is_dir() {
+            list_overlays(root, &path, out)?;
+        } else if meta.is_symlink() {
+            let target = fs::read_link(&path)?.display().to_string();
+            writeln!(out, "({name:?}, Embedded::Link({target:?})),")?;
+        } else {
+            // As git keeps it: executable or not.
+            let executable = meta.permissions().mode() & 0o100 != 0;
+            let path = path.display().to_string();
+            writeln!(out, "({name:?}, Embedded::File(include_bytes!({path:?}), {executable})),")?;
+        }
+    }
     Ok(())
 }
 
 /// Runs a second cargo with a target folder of its own: the outer one holds the lock of the usual folder.
-fn build_firstboot(workspace: &Path, target: &str) -> Result<PathBuf, Failure> {
-    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+fn build_firstboot(workspace: &Path, out: &Path, target: &str) -> Result<PathBuf, Failure> {
     // OUT_DIR is <target folder>/<profile>/build/<package>-<hash>/out; debug and release share one firstboot.
     let target_dir = out.ancestors().nth(4).ok_or("OUT_DIR is too short")?.join("firstboot-static");
     let home = std::env::var("CARGO_HOME").or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))?;
@@ -33,18 +68,8 @@ fn build_firstboot(workspace: &Path, target: &str) -> Result<PathBuf, Failure> {
         workspace.display()
     );
     let mut cargo = Command::new(std::env::var("CARGO")?);
-    cargo.args([
-        "build",
-        "--quiet",
-        "--package",
-        "firstboot",
-        "--profile",
-        "firstboot",
-        "--target",
-        target,
-        "--target-dir",
-    ]);
-    cargo.arg(&target_dir).current_dir(workspace).env("RUSTFLAGS", flags);
+    cargo.args(["build", "--quiet", "--package", "firstboot", "--profile", "firstboot", "--target", target]);
+    cargo.arg("--target-dir").arg(&target_dir).current_dir(workspace).env("RUSTFLAGS", flags);
     // What the outer cargo (or clippy) set for its own compilation does not concern the inner one.
     for name in
         ["CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CLIPPY_ARGS", "CARGO_TARGET_DIR"]

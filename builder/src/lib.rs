@@ -1,5 +1,6 @@
 //! Inputs to images: resolve, fetch, verify, assemble, pack. Knows nothing of a running node.
 
+pub mod elf;
 pub mod error;
 pub mod image;
 pub mod inputs;

@@ -174,11 +174,14 @@ impl Suite {
     }
 }
 
-/// Whether a version is the wanted one, or its upstream version begins with it: `1.20.2` is `1.20.2+really…-1`, but
-/// `1.2` is not `1.20.2-1`.
+/// Whether a version is the wanted one, or its upstream version begins with it: `1.20.2` is `1.20.2+dfsg-1`, but
+/// `1.2` is not `1.20.2-1`. Where Debian went back to an older release without lowering the version number,
+/// `1.20.5+really1.20.2-1`, the release is what follows.
 fn matches(version: &str, wanted: &str) -> bool {
-    let prefix = |rest: &str| !rest.starts_with(|c: char| c.is_ascii_digit());
-    version == wanted || version::upstream(version).strip_prefix(wanted).is_some_and(prefix)
+    let upstream = version::upstream(version);
+    let really = upstream.split_once("+really").map_or(upstream, |(_, really)| really.trim_start_matches('-'));
+    let ends = |rest: &str| !rest.starts_with(|c: char| c.is_ascii_digit());
+    version == wanted || upstream == wanted || really.strip_prefix(wanted).is_some_and(ends)
 }
 
 /// Finds a source package in a `Sources` index, a paragraph at a time.

@@ -15,6 +15,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("mcopy", "mtools"),
     ("mdir", "mtools"),
     ("mformat", "mtools"),
+    ("mlabel", "mtools"),
     ("mount", "mount"),
     ("openssl", "openssl"),
     ("qemu-img", "qemu-utils"),

@@ -326,7 +326,7 @@ fn build_lab(out: &Path) -> Command {
 }
 
 #[test]
-fn lab_two_builds_at_once_make_the_same_image() {
+fn built_lab_two_builds_at_once_make_the_same_image() {
     let scratch = tempfile::tempdir_in(folder()).unwrap();
     let want = sha256(&lab().image);
     let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
@@ -342,7 +342,7 @@ fn lab_two_builds_at_once_make_the_same_image() {
 }
 
 #[test]
-fn lab_a_full_disk_below_the_output_leaves_no_image() {
+fn built_lab_a_full_disk_below_the_output_leaves_no_image() {
     let scratch = tempfile::tempdir_in(folder()).unwrap();
     let script = r#"mount -t tmpfs -o size=50m none "$1" || exit 99; out=$1; shift; "$@"; code=$?
                     find "$out" -type f; exit $code"#;
@@ -357,7 +357,7 @@ fn lab_a_full_disk_below_the_output_leaves_no_image() {
 }
 
 #[test]
-fn lab_an_output_folder_without_write_permission_is_named() {
+fn built_lab_an_output_folder_without_write_permission_is_named() {
     let scratch = tempfile::tempdir_in(folder()).unwrap();
     // Root may write anywhere but on a read-only filesystem.
     let script = r#"mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" || exit 99; shift; exec "$@""#;
@@ -370,7 +370,7 @@ fn lab_an_output_folder_without_write_permission_is_named() {
 }
 
 #[test]
-fn lab_a_killed_build_leaves_no_image_and_the_next_one_works() {
+fn built_lab_a_killed_build_leaves_no_image_and_the_next_one_works() {
     let scratch = tempfile::tempdir_in(folder()).unwrap();
     lab();
     let mut child = build_lab(scratch.path()).spawn().unwrap();
@@ -387,7 +387,7 @@ fn lab_a_killed_build_leaves_no_image_and_the_next_one_works() {
 }
 
 #[test]
-fn lab_a_wrong_lock_is_refused() {
+fn built_lab_a_wrong_lock_is_refused() {
     let scratch = tempfile::tempdir_in(folder()).unwrap();
     let cluster = scratch.path().join("lab");
     copy_cluster(&lab().cluster, &cluster);

@@ -68,7 +68,7 @@ fn text(bytes: Vec<u8>) -> String {
 // ---- Disk ----
 
 #[test]
-fn sgdisk_finds_no_problem_with_the_partition_table() {
+fn built_lab_sgdisk_finds_no_problem_with_the_partition_table() {
     let verdict = run(tool("sgdisk").arg("-v").arg(&lab().image));
     assert!(verdict.contains("No problems found"), "{verdict}");
     let table = run(tool("sgdisk").arg("-p").arg(&lab().image));
@@ -86,7 +86,7 @@ fn sgdisk_finds_no_problem_with_the_partition_table() {
 }
 
 #[test]
-fn partitions_are_aligned_and_lie_apart() {
+fn built_lab_partitions_are_aligned_and_lie_apart() {
     let mut last = 0;
     for found in partitions(&lab().image) {
         assert_eq!(found.offset % (1 << 20), 0, "{found:?} is not aligned to 1 MiB");
@@ -99,7 +99,7 @@ fn partitions_are_aligned_and_lie_apart() {
 }
 
 #[test]
-fn the_image_file_is_sparse() {
+fn built_lab_the_image_file_is_sparse() {
     use std::os::unix::fs::MetadataExt;
     let meta = fs::metadata(&lab().image).unwrap();
     let used = meta.blocks() * 512;
@@ -109,7 +109,7 @@ fn the_image_file_is_sparse() {
 // ---- FAT ----
 
 #[test]
-fn fsck_vfat_likes_both_filesystems() {
+fn built_lab_fsck_vfat_likes_both_filesystems() {
     for name in ["ESP", "CIDATA"] {
         // Exit code 1 stands for anything it would repair.
         run(tool("fsck.vfat").args(["-n", "-v"]).arg(part(name)));
@@ -117,7 +117,7 @@ fn fsck_vfat_likes_both_filesystems() {
 }
 
 #[test]
-fn the_esp_has_what_the_firmware_and_systemd_boot_look_for() {
+fn built_lab_the_esp_has_what_the_firmware_and_systemd_boot_look_for() {
     let image = &lab().image;
     let boot = read_fat(image, "ESP", "EFI/BOOT/BOOTX64.EFI");
     assert_eq!(&boot[..2], b"MZ");
@@ -142,7 +142,7 @@ fn the_esp_has_what_the_firmware_and_systemd_boot_look_for() {
 // ---- squashfs ----
 
 #[test]
-fn unsquashfs_reads_root_and_payload_whole() {
+fn built_lab_unsquashfs_reads_root_and_payload_whole() {
     for name in ["root-a", "payload-a"] {
         let statistics = run(tool("unsquashfs").arg("-s").arg(part(name)));
         assert!(statistics.contains("Compression zstd"), "{statistics}");
@@ -158,7 +158,7 @@ fn unsquashfs_reads_root_and_payload_whole() {
 }
 
 #[test]
-fn the_root_is_usr_merged_and_owned_by_root_and_holds_no_secret() {
+fn built_lab_the_root_is_usr_merged_and_owned_by_root_and_holds_no_secret() {
     let listing = run(tool("unsquashfs").arg("-lln").arg(part("root-a")));
     let has = |path: &str| listing.lines().any(|line| line.ends_with(path));
     for link in ["squashfs-root/bin -> usr/bin", "squashfs-root/lib -> usr/lib", "squashfs-root/sbin -> usr/sbin"] {
@@ -177,7 +177,7 @@ fn the_root_is_usr_merged_and_owned_by_root_and_holds_no_secret() {
 // ---- initramfs ----
 
 #[test]
-fn cpio_reads_the_initramfs() {
+fn built_lab_cpio_reads_the_initramfs() {
     let archive = folder().join("initramfs.cpio.zst");
     fs::write(&archive, read_fat(&lab().image, "ESP", "imgbuild/a/initramfs.cpio.zst")).unwrap();
     let plain = folder().join("initramfs.cpio");
@@ -215,7 +215,7 @@ fn cpio_reads_the_initramfs() {
 // ---- Payload ----
 
 #[test]
-fn skopeo_finds_every_image_of_the_payload() {
+fn built_lab_skopeo_finds_every_image_of_the_payload() {
     let payload_json: Value = serde_json::from_slice(&fs::read(payload().join("payload.json")).unwrap()).unwrap();
     let images = payload_json["images"].as_array().unwrap();
     assert!(images.len() >= 5, "{images:?}");
@@ -237,7 +237,7 @@ fn skopeo_finds_every_image_of_the_payload() {
 }
 
 #[test]
-fn the_payloads_programs_say_their_version() {
+fn built_lab_the_payloads_programs_say_their_version() {
     let version = run(Command::new(payload().join("bin/kubeadm")).args(["version", "-o", "short"]));
     let payload_json: Value = serde_json::from_slice(&fs::read(payload().join("payload.json")).unwrap()).unwrap();
     assert_eq!(version.trim(), payload_json["kubernetes"].as_str().unwrap());
@@ -246,7 +246,7 @@ fn the_payloads_programs_say_their_version() {
 // ---- Seed ----
 
 #[test]
-fn cloud_init_reads_the_seed() {
+fn built_lab_cloud_init_reads_the_seed() {
     let seed = tempfile::tempdir().unwrap();
     for file in ["user-data", "meta-data", "network-config"] {
         fs::write(seed.path().join(file), read_fat(&lab().image, "CIDATA", file)).unwrap();
@@ -272,7 +272,7 @@ json.dump({'meta': meta, 'interfaces': list(state.iter_interfaces())}, sys.stdou
 }
 
 #[test]
-fn openssl_verifies_every_certificate_against_its_ca_and_its_key() {
+fn built_lab_openssl_verifies_every_certificate_against_its_ca_and_its_key() {
     let secrets: BTreeMap<String, String> =
         serde_json::from_value(user_data()["imgbuild"]["secrets"].clone()).expect("secrets in the seed");
     let dir = tempfile::tempdir().unwrap();
@@ -333,7 +333,7 @@ fn openssl_verifies_every_certificate_against_its_ca_and_its_key() {
 /// YAML 1.1 readers take `no`, `on` or `12:30` for something else than a string, YAML 1.2 readers don't. When both read
 /// the same from a file, nothing in it is ambiguous.
 #[test]
-fn every_rendered_yaml_reads_the_same_in_yaml_1_1_and_1_2() {
+fn built_lab_every_rendered_yaml_reads_the_same_in_yaml_1_1_and_1_2() {
     let out = tempfile::tempdir().unwrap();
     Outcome::of(Command::new(binary()).args(["render", "--profile", "master-1", "--cluster"]).args([
         &lab().cluster,
@@ -359,14 +359,14 @@ fn every_rendered_yaml_reads_the_same_in_yaml_1_1_and_1_2() {
 }
 
 #[test]
-fn the_seed_on_the_disk_reads_the_same_in_yaml_1_1_and_1_2() {
+fn built_lab_the_seed_on_the_disk_reads_the_same_in_yaml_1_1_and_1_2() {
     let ours: Value = serde_saphyr::from_str(&text(read_fat(&lab().image, "CIDATA", "user-data"))).unwrap();
     assert!(*user_data() == ours, "the two readers differ");
     assert_eq!(ours["imgbuild"]["profile"]["node"]["name"], "master-1");
 }
 
 #[test]
-fn inspect_shows_what_the_image_is() {
+fn built_lab_inspect_shows_what_the_image_is() {
     let outcome = Outcome::of(Command::new(binary()).arg("inspect").arg(&lab().image));
     outcome.succeeds();
     for part in ["master-1", "root-a", "payload-a", "CIDATA"] {

@@ -71,7 +71,7 @@ fn difference(a: &Path, b: &Path) -> Option<String> {
 }
 
 #[test]
-fn lab_is_bit_identical_in_another_folder_store_and_number_of_jobs() {
+fn built_lab_is_bit_identical_in_another_folder_store_and_number_of_jobs() {
     let reference = &lab().image;
     let scratch = tempfile::tempdir_in(folder()).unwrap();
     for jobs in ["1", "2"] {

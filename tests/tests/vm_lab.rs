@@ -26,7 +26,7 @@ const CONVERGED: &str = "firstboot: master-1: converged in";
 const NOTHING_TO_DO: &str = "firstboot: master-1: already converged, nothing to do";
 
 #[test]
-fn vm_lab_converges_survives_power_cuts_and_serves_a_pod() {
+fn booted_lab_converges_survives_power_cuts_and_serves_a_pod() {
     let _turn = turn();
     let scratch = tempfile::tempdir_in(folder()).unwrap();
     let base = scratch.path().join("base.img");
@@ -71,7 +71,7 @@ fn vm_lab_converges_survives_power_cuts_and_serves_a_pod() {
 
 /// The way a user sees it: no power cut, and a time worth writing down.
 #[test]
-fn vm_lab_converges_undisturbed() {
+fn booted_lab_converges_undisturbed() {
     let _turn = turn();
     let scratch = tempfile::tempdir_in(folder()).unwrap();
     let base = scratch.path().join("base.img");

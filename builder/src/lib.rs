@@ -1,5 +1,8 @@
 //! Inputs to images: resolve, fetch, verify, assemble, pack. Knows nothing of a running node.
 
+pub mod assemble;
+pub mod cli;
+pub mod commands;
 pub mod elf;
 pub mod error;
 pub mod image;

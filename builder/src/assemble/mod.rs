@@ -23,6 +23,9 @@ use crate::pki::Pki;
 use crate::store::{Digest, Store};
 use crate::tree::{Content, Entry, FileTree, Kind, layers};
 
+/// Where the payload is mounted: files that a cluster file puts here are part of it.
+const PAYLOAD_PREFIX: &str = "/opt/imgbuild/";
+
 /// What the parts are made from: the cluster file, and its inputs, which are all in the store.
 #[derive(Debug)]
 pub struct Bench<'a> {
@@ -72,16 +75,33 @@ impl Bench<'_> {
 
     /// The files of `packages`, laid over each other.
     fn merged(&self, packages: &[Deb]) -> Result<FileTree> {
+        self.with_packages(packages, layers::merge)
+    }
+
+    /// Unpacks `packages` and hands them to `merge`.
+    fn with_packages<T>(&self, packages: &[Deb], merge: impl FnOnce(&[layers::Package<'_>]) -> Result<T>) -> Result<T> {
         let objects: Vec<Digest> = packages.iter().map(|package| package.object).collect();
         let archives = archive::unpack_all(self.store, &objects)?;
         let replaces = packages.iter().map(|package| self.replaces(package)).collect::<Result<Vec<_>>>()?;
-        let merge: Vec<layers::Package<'_>> = packages
+        let unpacked: Vec<layers::Package<'_>> = packages
             .iter()
             .zip(&archives)
             .zip(&replaces)
             .map(|((package, archive), replaces)| layers::Package { name: &package.name, archive, replaces })
             .collect();
-        layers::merge(&merge)
+        merge(&unpacked)
+    }
+
+    /// Packages by what they say of themselves.
+    fn named(&self, objects: &[Digest]) -> Result<Vec<Deb>> {
+        let field = |object: &Digest, name: &str| {
+            let value = archive::control_field(self.store, object, name)?;
+            value.with_context(|| format!("package {object} does not say its {name}"))
+        };
+        let deb = |object: &Digest| {
+            Ok(Deb { name: field(object, "Package")?, version: field(object, "Version")?, object: *object })
+        };
+        objects.iter().map(deb).collect()
     }
 
     /// Names of the packages whose files `package` may overwrite.

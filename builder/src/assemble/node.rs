@@ -14,9 +14,8 @@ use crate::tree::{Entry, FileTree};
 /// # Errors
 /// An unknown name; failing I/O on the secrets folder.
 pub fn seed(cluster: &Cluster, name: &str, pki: &Pki) -> Result<Seed> {
-    let profile = cluster.node_profile(name, &pki.cluster_id()).map_err(|unknown| {
-        Failure::user(unknown.to_string())
-    })?;
+    let profile =
+        cluster.node_profile(name, &pki.cluster_id()).map_err(|unknown| Failure::user(unknown.to_string()))?;
     let subject = Subject {
         name: profile.node.name.clone(),
         address: profile.node.address.addr(),
@@ -33,8 +32,11 @@ pub fn seed(cluster: &Cluster, name: &str, pki: &Pki) -> Result<Seed> {
 /// If a document cannot be written as YAML.
 pub fn seed_tree(seed: &Seed) -> Result<FileTree> {
     let mut tree = FileTree::new();
-    let documents =
-        [("meta-data", seed.meta_data()?), ("user-data", seed.user_data()?), ("network-config", seed.network_config()?)];
+    let documents = [
+        ("meta-data", seed.meta_data()?),
+        ("user-data", seed.user_data()?),
+        ("network-config", seed.network_config()?),
+    ];
     for (name, text) in documents {
         tree.insert(name, Entry::file(text.into_bytes(), 0o600))?;
     }

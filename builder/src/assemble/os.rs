@@ -2,13 +2,16 @@
 
 use anyhow::{Context, Result};
 use profiles::node::Architecture;
+use profiles::schema::Distribution;
 use serde::{Deserialize, Serialize};
 
-use super::{Bench, firstboot};
+use super::{Bench, PAYLOAD_PREFIX, firstboot};
 use crate::image::cpio;
 use crate::image::squashfs::{self, Packed};
+use crate::inputs::source::golang::goarch;
+use crate::proof::elf::{self, Target};
 use crate::store::{Digest, step_key};
-use crate::tree::{Content, FileTree, initramfs, os};
+use crate::tree::{Content, FileTree, initramfs, os, overlay};
 
 /// Raised when the code below makes another OS layer out of the same inputs.
 const STEP_VERSION: u32 = 1;
@@ -58,7 +61,7 @@ pub fn build(bench: &Bench<'_>) -> Result<OsLayer> {
         &(
             (&bench.sources.os, &bench.sources.files, bench.sources.epoch),
             format!("{:?} {:?} {:?}", os.distribution, os.architecture, os.alternatives),
-            (Digest::of(firstboot), crate::tree::overlay::digest(), bench.squashfs().block_size, bench.squashfs().level),
+            (Digest::of(firstboot), overlays_digest(bench)?, bench.squashfs().block_size, bench.squashfs().level),
         ),
     )?;
     bench.store.cached(&key, "OS layer", || assemble(bench, firstboot).context("assembling the OS layer"))
@@ -66,18 +69,52 @@ pub fn build(bench: &Bench<'_>) -> Result<OsLayer> {
 
 fn assemble(bench: &Bench<'_>, firstboot: &'static [u8]) -> Result<OsLayer> {
     tracing::info!("assembling the OS layer from {} packages", bench.sources.os.len());
-    let (tree, modules) = root(bench)?;
-    crate::proof::elf::check(bench.store, &tree, bench.architecture())?;
-    let (kernel_version, kernel) = initramfs::kernel_image(&tree)?;
+    let root = root(bench)?;
+    let target = Target::of(goarch(bench.architecture()))?;
+    elf::check(bench.store, &root.tree, &target)?;
+    let (kernel_version, kernel) = initramfs::kernel_image(&root.tree)?;
     let init = Content::Bytes(firstboot.into());
-    let files = initramfs::initramfs(bench.store, &tree, &modules, init, &initramfs::Options::default())?;
+    let files = initramfs::initramfs(bench.store, &root.tree, &root.modules, init, &initramfs::Options::default())?;
     let mut writer = bench.store.writer()?;
     cpio::write_zstd(&files, bench.store, bench.sources.epoch, INITRAMFS_LEVEL, bench.jobs.get(), &mut writer)
         .context("packing the initramfs")?;
     let (object, size) = writer.commit(None)?;
-    let boot_loader = boot_loader(bench, &tree)?;
-    let root = squashfs::pack(&tree, bench.store, &bench.squashfs()).context("packing the root")?;
-    Ok(OsLayer { root, kernel_version, kernel: part(bench, &kernel)?, initramfs: Part { object, size }, boot_loader })
+    let boot_loader = boot_loader(bench, &root.tree)?;
+    let packed = squashfs::pack(&root.tree, bench.store, &bench.squashfs()).context("packing the root")?;
+    Ok(OsLayer {
+        root: packed,
+        kernel_version,
+        kernel: part(bench, &kernel)?,
+        initramfs: Part { object, size },
+        boot_loader,
+    })
+}
+
+/// The overlays of a distribution, in the order they are put on.
+fn overlays(bench: &Bench<'_>) -> [&'static str; 2] {
+    match bench.cluster.os.distribution {
+        Distribution::Debian => ["common", "debian"],
+    }
+}
+
+fn overlays_digest(bench: &Bench<'_>) -> Result<Digest> {
+    let trees = overlays(bench).into_iter().map(overlay::overlay).collect::<Result<Vec<_>>>()?;
+    Ok(Digest::of(format!("{trees:?}").as_bytes()))
+}
+
+fn root(bench: &Bench<'_>) -> Result<os::Os> {
+    let mut extra = FileTree::new();
+    for (to, mode, content) in &bench.sources.files {
+        if !to.starts_with(PAYLOAD_PREFIX) {
+            extra.insert(to.trim_start_matches('/'), bench.file(content, *mode)?)?;
+        }
+    }
+    let options = os::Options {
+        overlays: overlays(bench).iter().map(ToString::to_string).collect(),
+        extra,
+        alternatives: bench.cluster.os.alternatives.clone(),
+    };
+    bench.with_packages(&bench.sources.os, |packages| os::assemble(bench.store, packages, &options))
 }
 
 fn boot_loader(bench: &Bench<'_>, tree: &FileTree) -> Result<Part> {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use profiles::schema::Image;
 use serde::Serialize;
 
-use super::{Bench, Deb, firstboot};
+use super::{Bench, Deb, PAYLOAD_PREFIX, firstboot};
 use crate::error::Failure;
 use crate::image::oci::{self, Layer, Layout, Process};
 use crate::image::squashfs::{self, Packed};
@@ -14,7 +14,7 @@ use crate::inputs::deb::archive;
 use crate::inputs::source::{self, Programs, Trees};
 use crate::proof::images::{problems, wanted_by_kubeadm};
 use crate::store::{Digest, step_key};
-use crate::tree::{Entry, FileTree, Kind, layers};
+use crate::tree::{Entry, FileTree, Kind, alternatives, layers};
 
 /// Raised when the code below makes another payload out of the same inputs.
 const STEP_VERSION: u32 = 1;
@@ -62,7 +62,8 @@ pub fn build(bench: &Bench<'_>) -> Result<Packed> {
 /// Fails unless every image that a node will ask for is declared, and for its architecture.
 fn prove_images(bench: &Bench<'_>) -> Result<()> {
     let architecture = bench.architecture();
-    let declared: BTreeMap<_, _> = bench.cluster.image.iter().map(|image| (image.reference.clone(), architecture)).collect();
+    let declared: BTreeMap<_, _> =
+        bench.cluster.image.iter().map(|image| (image.reference.clone(), architecture)).collect();
     let wanted = wanted_by_kubeadm(&bench.cluster.kubernetes);
     let found = problems(&wanted, &declared, architecture);
     if found.is_empty() {
@@ -95,7 +96,7 @@ fn tree(bench: &Bench<'_>, firstboot: &[u8]) -> Result<FileTree> {
         }
     }
     for (to, mode, content) in &bench.sources.files {
-        if let Some(path) = to.strip_prefix("/opt/imgbuild/") {
+        if let Some(path) = to.strip_prefix(PAYLOAD_PREFIX) {
             tree.insert(path, bench.file(content, *mode)?)?;
         }
     }
@@ -123,11 +124,11 @@ fn programs(bench: &Bench<'_>) -> Result<Programs> {
     let recipe = recipe(&declared.recipe, &declared.version)?;
     let unpack = || {
         tracing::info!("compiling Kubernetes {} from source; this takes some minutes, once", declared.version);
-        let tar = |object| layers::from_archive(&archive::unpack_tar_object(bench.store, object)?);
+        let tar = |object| layers::plain(&archive::unpack_tar_object(bench.store, object)?);
         Ok(Trees {
             upstream: tar(&inputs.upstream)?,
             packaging: tar(&inputs.packaging)?,
-            packages: layers::from_packages(bench.store, &inputs.packages)?,
+            packages: bench.merged(&bench.named(&inputs.packages)?)?,
         })
     };
     source::build(bench.store, recipe, inputs, bench.architecture(), bench.jobs, unpack)
@@ -136,7 +137,8 @@ fn programs(bench: &Bench<'_>) -> Result<Programs> {
 /// The recipe that a `source` input names.
 pub fn recipe(name: &str, version: &str) -> Result<&'static source::kubernetes::Recipe> {
     source::kubernetes::recipe(version).with_context(|| {
-        Failure::user(format!("there is no recipe `{name}` for version {version}")).hint("recipes: kubernetes-1.20, for 1.20.2")
+        Failure::user(format!("there is no recipe `{name}` for version {version}"))
+            .hint("recipes: kubernetes-1.20, for 1.20.2")
     })
 }
 

@@ -35,25 +35,26 @@ fn toolchain_name(source: &SourceInput) -> String {
 pub fn requests(cluster: &Cluster) -> Result<BTreeMap<String, Request>> {
     let mut requests = BTreeMap::new();
     let archive = cluster.debs().next();
-    let mut packages = |name: String, packages: &[String], dependencies: bool, architecture: Architecture| -> Result<()> {
-        if packages.is_empty() {
-            return Ok(());
-        }
-        let archive = archive.ok_or_else(|| {
-            Failure::user("packages are wanted, but there is no archive to take them from")
-                .hint("add to the cluster file: [[input]] kind = \"deb\"")
-        })?;
-        let request = DebRequest {
-            origin: origin(archive),
-            architecture: source::golang::goarch(architecture).to_owned(),
-            packages: packages.iter().cloned().collect(),
-            dependencies,
-            excludes: NOT_NEEDED.iter().map(ToString::to_string).collect(),
-            essential: false,
+    let mut packages =
+        |name: String, packages: &[String], dependencies: bool, architecture: Architecture| -> Result<()> {
+            if packages.is_empty() {
+                return Ok(());
+            }
+            let archive = archive.ok_or_else(|| {
+                Failure::user("packages are wanted, but there is no archive to take them from")
+                    .hint("add to the cluster file: [[input]] kind = \"deb\"")
+            })?;
+            let request = DebRequest {
+                origin: origin(archive),
+                architecture: source::golang::goarch(architecture).to_owned(),
+                packages: packages.iter().cloned().collect(),
+                dependencies,
+                excludes: NOT_NEEDED.iter().map(ToString::to_string).collect(),
+                essential: false,
+            };
+            requests.insert(name, Request::Deb(request));
+            Ok(())
         };
-        requests.insert(name, Request::Deb(request));
-        Ok(())
-    };
     let architecture = cluster.os.architecture;
     packages(OS.into(), &cluster.os.packages, true, architecture)?;
     packages(PAYLOAD.into(), &cluster.payload.packages, false, architecture)?;
@@ -83,12 +84,19 @@ fn build_architecture() -> Result<Architecture> {
     match std::env::consts::ARCH {
         "x86_64" => Ok(Architecture::Amd64),
         "loongarch64" => Ok(Architecture::Loong64),
-        other => Err(Failure::user(format!("no toolchain is known for a {other} machine")).hint("build on x86_64").into()),
+        other => {
+            Err(Failure::user(format!("no toolchain is known for a {other} machine")).hint("build on x86_64").into())
+        }
     }
 }
 
 fn origin(input: &DebInput) -> Origin {
-    Origin { suites: input.suites.clone(), components: input.components.clone(), keyring: None, check_valid_until: true }
+    Origin {
+        suites: input.suites.clone(),
+        components: input.components.clone(),
+        keyring: None,
+        check_valid_until: true,
+    }
 }
 
 fn no_origin() -> Origin {
@@ -106,7 +114,9 @@ pub fn from_lock(cluster: &Cluster, lock: &Lock) -> Result<Sources> {
             return Ok(Vec::new());
         }
         let items = input(name)?.items.iter().filter(|item| item.kind == ItemKind::Deb);
-        Ok(items.map(|item| Deb { name: item.name.clone(), version: item.version.clone(), object: item.sha256 }).collect())
+        Ok(items
+            .map(|item| Deb { name: item.name.clone(), version: item.version.clone(), object: item.sha256 })
+            .collect())
     };
     let images = cluster
         .image
@@ -127,8 +137,7 @@ pub fn from_lock(cluster: &Cluster, lock: &Lock) -> Result<Sources> {
             Ok(found.with_context(|| format!("the lock has no toolchain package {name}"))?.object)
         };
         let packages = recipe.packages(cluster.os.architecture).iter().map(package).collect::<Result<Vec<_>>>()?;
-        programs =
-            Some(source::Inputs { upstream: file(".orig.tar")?, packaging: file(".debian.tar")?, packages });
+        programs = Some(source::Inputs { upstream: file(".orig.tar")?, packaging: file(".debian.tar")?, packages });
     }
     let mut files = Vec::new();
     for declared in cluster.files() {

@@ -58,8 +58,11 @@ impl Room {
                 Ok(lock)
             }
             None if self.downloader.is_offline() => {
-                let message = format!("{} is not there, and without a network nothing can be resolved", path(file).display());
-                Err(Failure::user(message).hint("run `imgbuild lock` on a machine with a network, or leave out --offline").into())
+                let message =
+                    format!("{} is not there, and without a network nothing can be resolved", path(file).display());
+                Err(Failure::user(message)
+                    .hint("run `imgbuild lock` on a machine with a network, or leave out --offline")
+                    .into())
             }
             None => self.relock(file, &Update::Stale),
         }

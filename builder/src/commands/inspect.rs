@@ -8,5 +8,6 @@ use crate::output::inspect;
 
 pub(super) fn run(image: &Path, json: bool) -> Result<()> {
     let found = inspect::inspect(image)?;
-    if json { super::print(&serde_json::to_string_pretty(&found)?) } else { super::print(&found.to_string()) }
+    super::print(&if json { serde_json::to_string_pretty(&found)? } else { found.to_string() });
+    Ok(())
 }

@@ -126,7 +126,8 @@ fn open_store(options: &Options) -> Result<Store> {
     let root = match &options.store {
         Some(root) => root.clone(),
         None => default_store().ok_or_else(|| {
-            Failure::user("there is no place for the store: neither XDG_CACHE_HOME nor HOME is set").hint("give --store DIR")
+            Failure::user("there is no place for the store: neither XDG_CACHE_HOME nor HOME is set")
+                .hint("give --store DIR")
         })?,
     };
     Store::open(&root)

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use profiles::node::{Architecture, ClusterDns, Kubernetes};
+use profiles::node::{Architecture, ClusterDns};
+use profiles::schema::KubernetesSection;
 
 /// An image somebody will ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +29,7 @@ const COREDNS: &[(u32, &str)] = &[
 
 /// What kubeadm and the sandbox setting will ask for.
 /// Source of the names: `cmd/kubeadm/app/images/images.go`. etcd is external and asks for none.
-pub fn wanted_by_kubeadm(kubernetes: &Kubernetes) -> Vec<Wanted> {
+pub fn wanted_by_kubeadm(kubernetes: &KubernetesSection) -> Vec<Wanted> {
     let (repository, version) = (&kubernetes.image_repository, &kubernetes.version);
     let mut wanted: Vec<Wanted> = ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy"]
         .iter()
@@ -38,7 +39,7 @@ pub fn wanted_by_kubeadm(kubernetes: &Kubernetes) -> Vec<Wanted> {
         reference: kubernetes.pause_image.clone(),
         by: "containerd's sandbox setting and kubelet (`pause_image`)".into(),
     });
-    let minor = version.split('.').nth(1).and_then(|minor| minor.parse::<u32>().ok()).unwrap_or(0);
+    let minor = version.minor;
     if kubernetes.dns == ClusterDns::Coredns
         && let Some((_, coredns)) = COREDNS.iter().rev().find(|(from, _)| *from <= minor)
     {
@@ -74,22 +75,24 @@ pub fn problems(wanted: &[Wanted], payload: &BTreeMap<String, Architecture>, nod
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use std::time::Duration;
+
     use profiles::node::ProxyMode;
 
     use super::*;
 
-    fn kubernetes(version: &str, dns: ClusterDns) -> Kubernetes {
-        Kubernetes {
-            version: version.into(),
-            control_plane_endpoint: "10.0.2.15:6443".into(),
-            apiserver_port: 6443,
-            cert_sans: Vec::new(),
+    fn kubernetes(version: &str, dns: ClusterDns) -> KubernetesSection {
+        KubernetesSection {
+            version: version.parse().unwrap(),
             image_repository: "k8s.gcr.io".into(),
             pause_image: "k8s.gcr.io/pause:3.2".into(),
             proxy_mode: ProxyMode::Iptables,
             dns,
-            control_plane_timeout_seconds: 240,
+            apiserver_port: 6443,
+            cert_sans: Vec::new(),
+            control_plane_timeout: Duration::from_secs(240),
         }
     }
 

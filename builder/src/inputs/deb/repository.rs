@@ -58,7 +58,8 @@ impl Repository<'_> {
         }
         let items: Vec<Item> = found.iter().map(|(_, item)| item.clone()).collect();
         self.downloader.fetch(&items)?;
-        let mut universe = Universe { date, ..Universe::default() };
+        let mut universe = Universe::default();
+        universe.date = date;
         for (suite, item) in found {
             universe.add(&suite, self.open(&item)?)?;
         }

@@ -11,6 +11,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use super::initramfs::{self, initramfs, kernel_image};
+use super::kmod_index::reader::read as read_index;
 use super::layers::Package;
 use super::os::{Options, Os, assemble};
 use super::{Content, Entry, FileTree, Kind};
@@ -65,7 +66,7 @@ fn add_folder(tree: &mut FileTree, folder: &Path, below: &str) {
         let path = entry.unwrap().path();
         let name = format!("{below}{}", path.file_name().unwrap().to_str().unwrap());
         if path.is_dir() {
-            add_folder(tree, &path, &format!("{name}/"));
+            add_folder(tree, &path, &name);
         } else if path.is_symlink() {
             tree.insert(&name, Entry::symlink(fs::read_link(&path).unwrap().to_str().unwrap())).unwrap();
         } else {
@@ -82,12 +83,12 @@ fn write_tar(store: &Store, tree: &FileTree, to: &Path) {
         header.set_uid(entry.uid.into());
         header.set_gid(entry.gid.into());
         header.set_mtime(entry.mtime.min(1_700_000_000).into());
-        let name = format!("./{path}");
+        let name = if path.is_empty() { "./" } else { path };
         match &entry.kind {
             Kind::Dir => {
                 header.set_entry_type(tar::EntryType::Directory);
                 header.set_size(0);
-                tar.append_data(&mut header, format!("{name}/"), &[][..]).unwrap();
+                tar.append_data(&mut header, name, &[][..]).unwrap();
             }
             Kind::File(content) => {
                 header.set_size(content.len());
@@ -101,8 +102,9 @@ fn write_tar(store: &Store, tree: &FileTree, to: &Path) {
             Kind::HardLink(target) => {
                 header.set_entry_type(tar::EntryType::Link);
                 header.set_size(0);
-                tar.append_link(&mut header, name, format!("./{target}")).unwrap();
+                tar.append_link(&mut header, name, target).unwrap();
             }
+            Kind::CharDevice { .. } => {}
             other => panic!("{path}: {other:?}"),
         }
     }
@@ -179,7 +181,12 @@ fn a_real_root() {
         let path = format!("{}/modules.{name}", os.modules.folder());
         let ours = os.tree.content(&path).unwrap().read(&store).unwrap();
         let theirs = fs::read(root.path().join(path.strip_prefix("usr/").unwrap())).unwrap();
-        assert_eq!(Digest::of(&ours), Digest::of(&theirs), "{path}: {} and {} bytes", ours.len(), theirs.len());
+        if name.ends_with(".bin") {
+            // The shape of kmod's tree depends on the order of insertion; what it says does not.
+            assert!(read_index(&ours) == read_index(&theirs), "{path} differs");
+        } else {
+            assert_eq!(Digest::of(&ours), Digest::of(&theirs), "{path}: {} and {} bytes", ours.len(), theirs.len());
+        }
     }
     let path = format!("{}/modules.dep", os.modules.folder());
     let ours = os.tree.text(&store, &path).unwrap().unwrap();

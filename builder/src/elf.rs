@@ -285,6 +285,7 @@ fn text_at(table: &[u8], at: u64) -> Result<&str> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::{any, proptest};
+    use proptest::sample::Index;
 
     use super::{Elf, machine};
     use crate::tree::{Content, OpenContent};
@@ -309,8 +310,7 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_file_never_panics(at: prop::sample::Index, value in any::<u8>(), cut: prop::sample::Index) {
-            use proptest::prelude::prop;
+        fn a_damaged_file_never_panics(at: Index, value in any::<u8>(), cut: Index) {
             let mut bytes = std::fs::read("/bin/true").unwrap();
             // Headers are where damage hurts.
             let place = at.index(2048.min(bytes.len()));

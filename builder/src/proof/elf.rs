@@ -84,16 +84,20 @@ pub fn check(store: &Store, tree: &FileTree, target: &Target) -> Result<Report> 
         .par_iter()
         .map(|(path, content)| look(store, content, target).with_context(|| format!("reading /{path}")))
         .collect::<Result<Vec<Option<Seen>>>>()?;
-    let mut report = Report::default();
+    let seen: Vec<(&str, Seen)> =
+        files.iter().zip(looked).filter_map(|((path, _), seen)| Some((*path, seen?))).collect();
+    let unresolved: Vec<Vec<String>> =
+        seen.iter().map(|(path, seen)| unresolved(tree, target, path, &seen.dynamic)).collect();
+    let mut report = Report { files: seen.len(), dynamic: 0 };
     let mut problems = Vec::new();
-    let mut missing: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    for ((path, _), seen) in files.iter().zip(looked) {
-        let Some(seen) = seen else { continue };
-        report.files += 1;
-        problems.extend(seen.problem.map(|problem| format!("/{path}: {problem}")));
-        report.dynamic += usize::from(!seen.dynamic.needed.is_empty() || seen.dynamic.interpreter.is_some());
-        for library in unresolved(tree, target, path, &seen.dynamic) {
-            missing.entry(library).or_default().push(path);
+    let mut missing: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for ((path, file), names) in seen.iter().zip(&unresolved) {
+        problems.extend(file.problem.iter().map(|problem| format!("/{path}: {problem}")));
+        report.dynamic += usize::from(!file.dynamic.needed.is_empty() || file.dynamic.interpreter.is_some());
+        for library in names {
+            if !loaded_before(&seen, &unresolved, path, file, library) {
+                missing.entry(library).or_default().push(path);
+            }
         }
     }
     problems.extend(missing.into_iter().map(|(library, by)| {
@@ -129,6 +133,19 @@ fn look(store: &Store, content: &Content, target: &Target) -> Result<Option<Seen
     let problem = (elf.machine == machine::LOONGARCH && old && elf.kind != 1)
         .then(|| format!("has the old-world ABI (e_flags {:#x})", elf.flags));
     Ok(Some(Seen { problem, dynamic }))
+}
+
+/// Whether everything that loads the library at `path` has loaded `name` itself, from a folder of its own: the linker
+/// then takes that one. systemd's private libraries find each other so.
+fn loaded_before(seen: &[(&str, Seen)], unresolved: &[Vec<String>], path: &str, file: &Seen, name: &String) -> bool {
+    let own = file.dynamic.soname.as_deref().or(path.rsplit('/').next()).unwrap_or(path);
+    let mut users = seen.iter().zip(unresolved).filter(|((_, user), _)| user.dynamic.needed.iter().any(|n| n == own));
+    let mut used = false;
+    let all = users.all(|((_, user), missing)| {
+        used = true;
+        user.dynamic.needed.contains(name) && !missing.contains(name)
+    });
+    used && all
 }
 
 /// Names of libraries and the interpreter that the file at `path` asks for in vain.

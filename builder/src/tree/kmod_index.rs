@@ -120,10 +120,64 @@ pub fn normalized_alias(alias: &str) -> Option<String> {
     (!in_brackets).then_some(out)
 }
 
+/// Reads an index back, to compare what two of them say.
+#[cfg(test)]
+pub(crate) mod reader {
+    use std::collections::BTreeMap;
+
+    use super::{HAS_CHILDREN, HAS_PREFIX, HAS_VALUES, MAGIC, OFFSET_MASK, VERSION};
+
+    /// Key to values with their priorities.
+    pub(crate) type Entries = BTreeMap<String, Vec<(u32, String)>>;
+
+    fn word(bytes: &[u8], at: &mut usize) -> u32 {
+        *at += 4;
+        u32::from_be_bytes(bytes[*at - 4..*at].try_into().unwrap())
+    }
+
+    fn text(bytes: &[u8], at: &mut usize) -> String {
+        let len = bytes[*at..].iter().position(|byte| *byte == 0).unwrap();
+        *at += len + 1;
+        String::from_utf8(bytes[*at - len - 1..*at - 1].to_vec()).unwrap()
+    }
+
+    fn node(bytes: &[u8], offset: u32, mut key: String, out: &mut Entries) {
+        let mut at = (offset & OFFSET_MASK) as usize;
+        if offset & HAS_PREFIX != 0 {
+            key += &text(bytes, &mut at);
+        }
+        if offset & HAS_CHILDREN != 0 {
+            let (first, last) = (bytes[at], bytes[at + 1]);
+            at += 2;
+            for label in first..=last {
+                match word(bytes, &mut at) {
+                    0 => {}
+                    child => node(bytes, child, format!("{key}{}", char::from(label)), out),
+                }
+            }
+        }
+        if offset & HAS_VALUES != 0 {
+            let values = (0..word(bytes, &mut at)).map(|_| (word(bytes, &mut at), text(bytes, &mut at))).collect();
+            assert!(out.insert(key, values).is_none());
+        }
+    }
+
+    /// All that is in an index file.
+    pub(crate) fn read(bytes: &[u8]) -> Entries {
+        let mut at = 0;
+        assert_eq!((word(bytes, &mut at), word(bytes, &mut at)), (MAGIC, VERSION));
+        let root = word(bytes, &mut at);
+        let mut out = Entries::new();
+        node(bytes, root, String::new(), &mut out);
+        out
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::proptest;
 
+    use super::reader::{Entries, read};
     use super::{Index, normalized_alias};
 
     #[test]
@@ -146,12 +200,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_keys_are_written(keys: Vec<String>) {
-            let mut index = Index::default();
-            for key in &keys {
-                let _ = index.insert(key, key, 1);
+        fn what_is_written_is_read(pairs: Vec<(String, u32)>) {
+            let (mut index, mut want) = (Index::default(), Entries::new());
+            for (key, priority) in pairs {
+                if index.insert(&key, &key, priority).is_ok() {
+                    want.entry(key.clone()).or_default().push((priority, key));
+                }
             }
-            index.write().unwrap();
+            for values in want.values_mut() {
+                values.sort();
+            }
+            assert_eq!(read(&index.write().unwrap()), want);
         }
     }
 }

@@ -27,6 +27,8 @@ pub mod pam;
 pub mod users;
 
 #[cfg(test)]
+mod real_tests;
+#[cfg(test)]
 mod tests;
 
 /// Where the bytes of a file are.

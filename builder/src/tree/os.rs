@@ -123,6 +123,9 @@ const OVERRIDES: &[(&str, u16, &str, &str)] =
 /// Not wanted on a node, beyond what [`super::layers::PRUNED`] leaves out: sources of databases that are not built.
 const REMOVED: &[&str] = &["usr/lib/udev/hwdb.d", "usr/share/base-files", "usr/lib/systemd/catalog"];
 
+/// Plugins whose libraries their package only recommends; by the end of the path, as folders differ by architecture.
+const UNLOADABLE: &[&str] = &["/tc/q_atm.so"];
+
 /// Makes the root filesystem.
 ///
 /// # Errors
@@ -141,9 +144,7 @@ pub fn assemble(store: &Store, packages: &[Package<'_>], options: &Options) -> R
     pam::write(store, &mut tree).context("writing PAM's common files")?;
     alternatives::link(&mut tree, &options.alternatives)?;
     drop_dead_wants(&mut tree);
-    for path in REMOVED {
-        tree.remove(path);
-    }
+    remove(&mut tree);
     let dead = dead_commands(&tree);
     if !dead.is_empty() {
         bail!("commands of packages that are links to nothing:\n  {}", dead.join("\n  "));
@@ -156,6 +157,15 @@ pub fn assemble(store: &Store, packages: &[Package<'_>], options: &Options) -> R
             let names: Vec<&str> = kernels.iter().map(|modules| modules.version.as_str()).collect();
             bail!("modules of several kernels: {}; one kernel is wanted", names.join(", "))
         }
+    }
+}
+
+fn remove(tree: &mut FileTree) {
+    let unloadable = |path: &&str| UNLOADABLE.iter().any(|end| path.ends_with(end));
+    let mut gone: Vec<String> = tree.iter().map(|(path, _)| path).filter(unloadable).map(str::to_owned).collect();
+    gone.extend(REMOVED.iter().map(|path| (*path).to_owned()));
+    for path in gone {
+        tree.remove(&path);
     }
 }
 

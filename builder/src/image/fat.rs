@@ -22,8 +22,9 @@ const SECTOR: u64 = 512;
 const CHUNK: u64 = 1 << 20;
 /// Most a file may have: its directory entry has 32 bits for the size.
 const FILE_MAX: u64 = u32::MAX as u64;
-/// Deepest folder that is read.
+/// Deepest folder that is read, and most names: a damaged folder may contain itself.
 const DEPTH_MAX: usize = 16;
+const NAMES_MAX: usize = 65_536;
 
 /// Which FAT. A volume is FAT32 by its number of clusters alone, at least 65525 (Microsoft's FAT specification, 3.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,6 +200,7 @@ pub fn read(file: &File, offset: u64, size: u64, want: impl Fn(&str) -> bool) ->
     let volume = Volume::new(fs);
     let (mut files, mut bytes) = (BTreeMap::new(), BTreeMap::new());
     let mut folders = vec![(String::new(), 0)];
+    let mut names = 0;
     while let Some((folder, depth)) = folders.pop() {
         if depth > DEPTH_MAX {
             bail!("folders are nested more than {DEPTH_MAX} deep");
@@ -206,6 +208,10 @@ pub fn read(file: &File, offset: u64, size: u64, want: impl Fn(&str) -> bool) ->
         let list = volume.read_dir(format!("/{folder}")).map_err(|e| anyhow!("listing `{folder}`: {e}"))?;
         for entry in list {
             let entry = entry.map_err(|e| anyhow!("listing `{folder}`: {e}"))?;
+            names += 1;
+            if names > NAMES_MAX {
+                bail!("the volume has more than {NAMES_MAX} names");
+            }
             let name = entry.name().to_str().map_err(|_| anyhow!("a name in `{folder}` is not UTF-8"))?;
             let path = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
             if entry.file_type() == FileType::Dir {
@@ -226,6 +232,8 @@ pub fn read(file: &File, offset: u64, size: u64, want: impl Fn(&str) -> bool) ->
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::image::testing::{store, text, tool, tool_ok};
     use crate::tree::Entry;
@@ -352,5 +360,24 @@ mod tests {
             assert!(options.size / options.cluster_size().unwrap() > 65_525, "{mib}");
         }
         assert!(Options { size: 16 << 20, ..esp().1 }.cluster_size().is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_damaged_volume_never_panics(damage in proptest::collection::vec((0usize..64 << 10, any::<u8>()), 1..40)) {
+            let (tree, options) = seed();
+            let options = Options { size: 3 << 20, ..options };
+            let (_dir, path) = volume(&tree, &options);
+            let mut bytes = std::fs::read(&path).unwrap();
+            for (at, value) in damage {
+                // Every other time in the boot sector and the root directory, where it matters most.
+                let at = if value & 1 == 0 { at } else { [at % 512, 25 * 1024 + at % 2048][usize::from(value >> 7)] };
+                bytes[at] = value;
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            let _ = read(&File::open(&path).unwrap(), 0, options.size, |_| true);
+        }
     }
 }

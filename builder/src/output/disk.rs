@@ -132,8 +132,7 @@ pub fn layout(plan: &DiskPlan) -> Result<Table> {
 pub fn write(plan: &DiskPlan, store: &Store, path: &Path) -> Result<Disk> {
     let table = layout(plan)?;
     let volumes = Volumes::check(plan, &table)?;
-    let root = Image::open(store, plan.root, find(&table, "root-a")?, "root", "root_size")?;
-    let payload = Image::open(store, plan.payload, find(&table, "payload-a")?, "payload", "payload_size")?;
+    let (root, payload) = open_images(plan, store, &table)?;
     check_space(path, root.len + payload.len + volumes.bytes + SLACK)?;
     let placed = Placed::new(path)?;
     let mut file = placed.file();
@@ -145,6 +144,17 @@ pub fn write(plan: &DiskPlan, store: &Store, path: &Path) -> Result<Disk> {
     payload.copy(file)?;
     placed.finish()?;
     Ok(Disk { path: path.to_owned(), size: plan.sizes.disk, table })
+}
+
+/// Opens both images at a time: the store hashes what this process has not read yet.
+fn open_images(plan: &DiskPlan, store: &Store, table: &Table) -> Result<(Image, Image)> {
+    let (root_at, payload_at) = (find(table, "root-a")?, find(table, "payload-a")?);
+    std::thread::scope(|scope| {
+        let payload = scope.spawn(|| Image::open(store, plan.payload, payload_at, "payload", "payload_size"));
+        let root = Image::open(store, plan.root, root_at, "root", "root_size");
+        let payload = payload.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((root?, payload?))
+    })
 }
 
 fn find<'a>(table: &'a Table, label: &str) -> Result<&'a Partition> {

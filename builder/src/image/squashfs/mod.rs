@@ -95,7 +95,7 @@ pub fn write(tree: &FileTree, store: &Store, options: &Options, out: &mut (impl 
 /// Writes `tree` as an image into the store, taking the blocks it shares with earlier images from those.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write`](fn@write).
 pub fn pack(tree: &FileTree, store: &Store, options: &Options) -> Result<Packed> {
     let cache = Cache::load(store, options)?;
     let mut file =

@@ -27,14 +27,16 @@ impl<'a> Source<'a> {
         Self { store, open: Mutex::new(BTreeMap::new()) }
     }
     fn object(&self, digest: &Digest) -> Result<Arc<File>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = open.get(digest) {
+        let lock = || self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = lock().get(digest) {
             return Ok(file.clone());
         }
+        // Not under the lock: the store may have to hash a large object first.
+        let file = Arc::new(self.store.open_object(digest)?);
+        let mut open = lock();
         if open.len() >= OPEN_MAX {
             open.pop_first();
         }
-        let file = Arc::new(self.store.open_object(digest)?);
         open.insert(*digest, file.clone());
         Ok(file)
     }

@@ -240,7 +240,7 @@ fn what_squashfs_cannot_hold_is_refused() {
     );
     assert_eq!(refused("n", Entry::new(Kind::CharDevice { major: 4096, minor: 0 }, 0)), "writing device `n`");
     let gone = Content::Slice { object: Digest::of(b"gone"), offset: 0, len: 3 };
-    assert!(refused("f", Entry::new(Kind::File(gone), 0)).contains("opening store object"));
+    assert!(refused("f", Entry::new(Kind::File(gone), 0)).contains(&Digest::of(b"gone").to_string()));
 }
 
 #[test]

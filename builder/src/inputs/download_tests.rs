@@ -200,7 +200,7 @@ fn a_corrupt_object_is_fetched_again() {
     let fresh = Store::open(s.store.root()).unwrap();
     Downloader::new(&fresh, &Proxies::default(), options(), Progress::hidden())
         .unwrap()
-        .fetch(&[item.clone()])
+        .fetch(std::slice::from_ref(&item))
         .unwrap();
     Store::open(s.store.root()).unwrap().verify(&item.sha256).unwrap();
 }

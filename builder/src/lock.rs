@@ -40,6 +40,9 @@ pub struct LockedInput {
     /// Suites it was found in.
     #[serde(default)]
     pub suites: Vec<String>,
+    /// Date of the newest of them (`Date` of the Release file), seconds since 1970; 0 where there is none.
+    #[serde(default)]
+    pub date: u32,
     /// Its files, sorted by name.
     pub items: Vec<LockedItem>,
 }
@@ -156,6 +159,9 @@ impl Lock {
             writeln!(out, "request = \"{}\"", input.request)?;
             let suites: Vec<String> = input.suites.iter().map(|suite| string(suite)).collect();
             writeln!(out, "suites = [{}]", suites.join(", "))?;
+            if input.date != 0 {
+                writeln!(out, "date = {}", input.date)?;
+            }
             writeln!(out, "items = [")?;
             for item in &input.items {
                 out.push_str("  { ");

@@ -48,6 +48,8 @@ pub struct Package {
 pub struct Universe {
     /// The suites, in the order they were added.
     pub suites: Vec<String>,
+    /// Date of the newest of them, seconds since 1970.
+    pub date: u32,
     packages: Vec<Package>,
     /// Package numbers by name, the highest version first.
     names: HashMap<Box<str>, Vec<u32>>,

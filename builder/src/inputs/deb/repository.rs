@@ -48,15 +48,17 @@ impl Repository<'_> {
     /// Everything that the components of the suites have for an architecture.
     pub fn universe(&self, suites: &[String], components: &[String], architecture: &str) -> Result<Universe> {
         let mut found = Vec::new();
+        let mut date = 0;
         for suite in suites {
             let suite = self.suite(suite)?;
+            date = date.max(suite.release.seconds);
             for component in components {
                 found.push((suite.name.clone(), suite.index(&format!("{component}/binary-{architecture}/Packages"))?));
             }
         }
         let items: Vec<Item> = found.iter().map(|(_, item)| item.clone()).collect();
         self.downloader.fetch(&items)?;
-        let mut universe = Universe::default();
+        let mut universe = Universe { date, ..Universe::default() };
         for (suite, item) in found {
             universe.add(&suite, self.open(&item)?)?;
         }

@@ -211,9 +211,18 @@ impl Lock {
     }
 }
 
-/// A TOML basic string.
+/// A TOML basic string: the `toml` crate would choose a form by content, some of which are no keys.
 fn string(text: &str) -> String {
-    toml::Value::String(text.to_owned()).to_string()
+    let mut out = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_control() => out.push_str(&format!("\\u{:04X}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
 }
 
 #[cfg(test)]
@@ -257,13 +266,15 @@ mod tests {
         request = "252f10c83610ebca1a059c0bae8255eba2f95be4d1d7bcfa89d7248a82d9f111"
         suites = []
         items = [
-          { kind = "file", name = "motd", path = "pool/main/motd.deb", size = 7, sha256 = "b47c34c0ffa29e50c6d6b3ad73bd2c35ff8d40f2be9cf7b7d5c7f8c1c8eb5df3" },
+          { kind = "file", name = "motd", path = "pool/main/motd.deb", size = 7, sha256 = "5faab372d8fe1b009a0c4945bc68d38a90ff15acd62bc66d033be56714c03d9a" },
         ]
 
         [input."os"]
-        request = "57ac1cb4ab0e3b1ba0b5a5ea3f9c9b1b"
+        request = "840a8dcfeae95966a870b0b5257997ce94cbc19dd979409d1671d2e93a9e0de6"
         suites = ["bookworm", "bookworm-security"]
         items = [
+          { kind = "deb", name = "bash", version = "5.2.15-2+b2", architecture = "amd64", archive = "debian", path = "pool/main/bash.deb", size = 7, sha256 = "37d2b12d5d9abc2a364ef9448767ee03938e383c0284193477dc7618f4b7c6c2" },
+          { kind = "deb", name = "curl", version = "5.2.15-2+b2", architecture = "amd64", archive = "debian-security", path = "pool/main/curl.deb", size = 7, sha256 = "427e4b79b1f0fc90306cbe064b1297b21dc6835bfa656d3bf46bc156e3f24bb0" },
         ]
         "#);
     }

@@ -177,7 +177,7 @@ fn try_apply(
         Exit::Seed,
         "attach the seed medium and restart firstboot.service",
     ))?;
-    console.set_who(&seed.profile.node.name);
+    console.set_who(&seed.profile().node.name);
     let payload = payload::read(&below(root, PAYLOAD_DIR).join("payload.json")).map_err(at(
         "payload",
         Exit::Internal,

@@ -3,9 +3,10 @@
 
 use anyhow::Result;
 use profiles::node::ClusterDns;
+use profiles::render::{self, Content, NodeFile, RenderError};
 
 use crate::failure::Failure;
-use crate::node::{Kind, NodePlan, PlannedFile, plan_digest, secret_files};
+use crate::node::{Kind, NodePlan, PlannedFile, plan_digest};
 use crate::payload::Payload;
 use crate::seed::document::Seed;
 
@@ -18,15 +19,19 @@ const TOKEN_PHASE: &str = "bootstrap-token";
 
 /// The plan of this node.
 pub fn plan(seed: &Seed, payload: Payload) -> Result<NodePlan> {
-    let profile = seed.profile.clone();
-    let (rendered, arguments) = render(seed).map_err(|reason| {
-        Failure::seed(
-            format!("the profile cannot be rendered: {reason}"),
-            "make the seed again with `imgbuild --output seed`",
-        )
-    })?;
-    let mut files: Vec<PlannedFile> = rendered.into_iter().filter(|file| file.path != KUBELET_LINK).collect();
-    files.extend(secret_files(&seed.secrets));
+    let profile = seed.profile().clone();
+    let unusable = |error: RenderError| {
+        let hint = "make the seed again with `imgbuild --output seed`";
+        Failure::seed(format!("rendering the profile: {error}"), hint)
+    };
+    let rendered = render::files(&profile).map_err(unusable)?;
+    let arguments = render::kubeadm_args(&profile).map_err(unusable)?;
+    let mut files: Vec<PlannedFile> = rendered
+        .into_iter()
+        .filter(|file| file.path != KUBELET_LINK)
+        .chain(seed.ours.secret_files())
+        .map(planned)
+        .collect();
     for file in cloud_files(seed) {
         if files.iter().all(|other| other.path != file.path) {
             files.push(file);
@@ -38,8 +43,16 @@ pub fn plan(seed: &Seed, payload: Payload) -> Result<NodePlan> {
     Ok(NodePlan { profile, files, kubeadm, payload, digest })
 }
 
-fn render(_seed: &Seed) -> Result<(Vec<PlannedFile>, Vec<String>), String> {
-    Ok((Vec::new(), Vec::new()))
+fn planned(file: NodeFile) -> PlannedFile {
+    PlannedFile {
+        path: file.path,
+        mode: file.mode,
+        owner: format!("{0}:{0}", file.owner.name()),
+        kind: match file.content {
+            Content::Text(text) => Kind::File(text.into_bytes()),
+            Content::Symlink(target) => Kind::Link(target),
+        },
+    }
 }
 
 /// Adds what only the node side knows to what `profiles` says.
@@ -64,7 +77,7 @@ fn kubeadm_arguments(mut arguments: Vec<String>, dns: ClusterDns) -> Vec<String>
 /// cloud-config's ordinary keys, where `profiles` does not render the same file.
 fn cloud_files(seed: &Seed) -> Vec<PlannedFile> {
     let mut files = Vec::new();
-    let mut keys = seed.profile.node.ssh_authorized_keys.clone();
+    let mut keys = seed.profile().node.ssh_authorized_keys.clone();
     keys.extend(seed.cloud.ssh_authorized_keys.iter().filter(|key| !keys.contains(key)).cloned().collect::<Vec<_>>());
     if !keys.is_empty() {
         files.push(PlannedFile {

@@ -10,9 +10,9 @@ use crate::node::{Kind, NodePlan, PlannedFile, plan_digest};
 use crate::payload::Payload;
 use crate::seed::document::Seed;
 
-/// kubelet is enabled by the step that comes after init, never earlier: a reboot in the middle of init must not start
-/// half a control plane.
-const KUBELET_LINK: &str = "/etc/systemd/system/multi-user.target.wants/kubelet.service";
+/// Units that their own steps enable, never earlier: a reboot half-way must not start half a control plane, nor an etcd
+/// whose port the preflight then finds taken.
+const ENABLED_BY_STEPS: [&str; 3] = ["containerd.service", "etcd.service", "kubelet.service"];
 /// This phase makes a token that nobody needs here. The one thing of it that every cluster needs, the approval of
 /// kubelets' renewed certificates, is a manifest of ours (steps/manifests.rs).
 const TOKEN_PHASE: &str = "bootstrap-token";
@@ -28,7 +28,7 @@ pub fn plan(seed: &Seed, payload: Payload) -> Result<NodePlan> {
     let arguments = render::kubeadm_args(&profile).map_err(unusable)?;
     let mut files: Vec<PlannedFile> = rendered
         .into_iter()
-        .filter(|file| file.path != KUBELET_LINK)
+        .filter(|file| !enables_a_steps_unit(&file.path))
         .chain(seed.ours.secret_files())
         .map(planned)
         .collect();
@@ -41,6 +41,11 @@ pub fn plan(seed: &Seed, payload: Payload) -> Result<NodePlan> {
     let kubeadm = kubeadm_arguments(arguments, profile.kubernetes.dns);
     let digest = plan_digest(&profile, &files, &kubeadm, &payload);
     Ok(NodePlan { profile, files, kubeadm, payload, digest })
+}
+
+fn enables_a_steps_unit(path: &str) -> bool {
+    let link = path.strip_prefix("/etc/systemd/system/").and_then(|rest| rest.split_once(".wants/"));
+    link.is_some_and(|(_, unit)| ENABLED_BY_STEPS.contains(&unit))
 }
 
 fn planned(file: NodeFile) -> PlannedFile {
@@ -103,6 +108,36 @@ fn cloud_files(seed: &Seed) -> Vec<PlannedFile> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn seed() -> Seed {
+        let user_data = format!(
+            "#cloud-config\nssh_authorized_keys: [ssh-ed25519 AAAA me]\ntimezone: Asia/Shanghai\nimgbuild:\n  schema: 1\n  \
+             profile: {}\n  secrets: {{/etc/kubernetes/pki/ca.key: KEY, /etc/etcd/pki/server.crt: CERT}}\n",
+            crate::testing::PROFILE.replace('\n', " ")
+        );
+        crate::seed::document::parse(b"instance-id: a", user_data.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn the_plan_has_everything_but_the_links_that_steps_make() {
+        let plan = plan(&seed(), Payload::default()).unwrap();
+        let lines: Vec<_> =
+            plan.files.iter().map(|file| format!("{:04o} {:9} {}", file.mode, file.owner, file.path)).collect();
+        insta::assert_snapshot!(lines.join("\n"));
+        assert_eq!(
+            plan.kubeadm,
+            ["--skip-phases=addon/coredns,bootstrap-token", "--ignore-preflight-errors=ImagePull"]
+        );
+    }
+
+    #[test]
+    fn a_zone_cannot_lead_out_of_the_zones() {
+        let mut seed = seed();
+        for zone in ["../../../etc/shadow", "/etc/shadow", ""] {
+            seed.cloud.timezone = Some(zone.to_owned());
+            assert!(cloud_files(&seed).iter().all(|file| file.path != "/etc/localtime"));
+        }
+    }
 
     #[test]
     fn no_token_is_made_and_images_are_not_pulled() {

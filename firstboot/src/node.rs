@@ -104,8 +104,12 @@ pub struct Owners {
 }
 
 impl Owners {
-    /// Reads `/etc/passwd` and `/etc/group` below `root`.
-    pub fn read(root: &Path) -> Self {
+    /// Those of the running node; `None` for any other root, where owners are not compared: tests are not root.
+    pub fn of_node(root: &Path) -> Option<Self> {
+        (root == Path::new("/")).then(|| Self::read(root))
+    }
+
+    fn read(root: &Path) -> Self {
         let text = |name: &str| std::fs::read_to_string(root.join("etc").join(name)).unwrap_or_default();
         Self { passwd: text("passwd"), group: text("group") }
     }
@@ -116,8 +120,7 @@ impl Owners {
     }
 }
 
-/// What is different between a planned file and the disk below `root`; `None` if nothing. With `owners` of `None`,
-/// owners are not compared (tests, and `plan` without root).
+/// What is different between a planned file and the disk below `root`; `None` if nothing.
 pub fn difference(root: &Path, owners: Option<&Owners>, file: &PlannedFile) -> Result<Option<String>> {
     let path = crate::context::below(root, &file.path);
     Ok(match &file.kind {

@@ -177,7 +177,7 @@ fn try_apply(
         Exit::Seed,
         "attach the seed medium and restart firstboot.service",
     ))?;
-    console.set_who(&seed.profile.node.name);
+    console.set_who(&seed.profile().node.name);
     let payload = payload::read(&below(root, PAYLOAD_DIR).join("payload.json")).map_err(at(
         "payload",
         Exit::Internal,
@@ -206,8 +206,8 @@ fn try_apply(
 
 /// Whether all planned files are on the disk as they should be.
 fn unchanged(root: &Path, plan: &NodePlan) -> bool {
-    let owners = Owners::read(root);
-    plan.files.iter().all(|file| matches!(difference(root, Some(&owners), file), Ok(None)))
+    let owners = Owners::of_node(root);
+    plan.files.iter().all(|file| matches!(difference(root, owners.as_ref(), file), Ok(None)))
 }
 
 fn journal_path(root: &Path) -> PathBuf {
@@ -342,11 +342,87 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+    use crate::journal::Event;
+    use crate::node::Kind;
     use crate::status::StepStatus;
 
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    /// A node that converged, in a directory.
+    fn converged_node() -> tempfile::TempDir {
+        let node = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &[u8]| {
+            let path = node.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let profile = crate::testing::PROFILE.replace('\n', " ");
+        let user_data = format!("#cloud-config\nimgbuild:\n  schema: 1\n  profile: {profile}\n");
+        write("var/lib/imgbuild/seed/meta-data", b"instance-id: a\n");
+        write("var/lib/imgbuild/seed/user-data", user_data.as_bytes());
+        let payload = br#"{"schema":1,"architecture":"amd64","kubernetes":"v1.20.2","containerd":"1.6.20","images":[],"sandbox_image":""}"#;
+        write("opt/imgbuild/payload.json", payload);
+        let seed = document::parse(b"instance-id: a", user_data.as_bytes()).unwrap();
+        let payload = payload::read(&node.path().join("opt/imgbuild/payload.json")).unwrap();
+        let plan = rendered::plan(&seed, payload).unwrap();
+        for file in &plan.files {
+            let path = below(node.path(), &file.path);
+            match &file.kind {
+                Kind::File(content) => crate::files::write_atomic(&path, content, file.mode, None).unwrap(),
+                Kind::Link(target) => crate::files::link_atomic(&path, target).unwrap(),
+            }
+        }
+        let record = Record {
+            at: 0,
+            event: Event::Converged,
+            step: String::new(),
+            fingerprint: plan.digest,
+            detail: String::new(),
+        };
+        Journal::open(&journal_path(node.path())).unwrap().append(record).unwrap();
+        node
+    }
+
+    fn apply_again(root: &Path) -> Result<Converged, (&'static str, Failure)> {
+        let console = Console::new(Vec::new(), Box::new(std::io::sink()));
+        try_apply(root, &console, &RealHost::new(), StatusFile::new(&below(root, RUN_DIR).join("status.json")))
+    }
+
+    #[test]
+    fn a_converged_node_has_nothing_to_do_at_once() {
+        let node = converged_node();
+        let journal = std::fs::read(journal_path(node.path())).unwrap();
+        let started = std::time::Instant::now();
+        assert!(matches!(apply_again(node.path()), Ok(Converged::Already)));
+        assert!(started.elapsed() < std::time::Duration::from_secs(2));
+        assert_eq!(std::fs::read(journal_path(node.path())).unwrap(), journal);
+        assert_eq!(status::read(&node.path().join("run/imgbuild/status.json")).unwrap().phase, Phase::Converged);
+    }
+
+    #[test]
+    fn a_second_firstboot_steps_back() {
+        let node = converged_node();
+        let _first = lock(node.path()).unwrap();
+        let (step, failure) = apply_again(node.path()).err().unwrap();
+        assert_eq!((step, failure.exit), ("start", Exit::Internal));
+        assert!(failure.reason.contains("another firstboot"));
+    }
+
+    #[test]
+    fn a_changed_file_or_payload_is_work() {
+        let node = converged_node();
+        let seed = RawSeed::read(&node.path().join("var/lib/imgbuild/seed")).unwrap().unwrap();
+        let seed = document::parse(&seed.meta_data, &seed.user_data).unwrap();
+        let payload = payload::read(&node.path().join("opt/imgbuild/payload.json")).unwrap();
+        let plan = rendered::plan(&seed, payload.clone()).unwrap();
+        assert!(unchanged(node.path(), &plan));
+        std::fs::write(node.path().join("etc/hosts"), "by hand").unwrap();
+        assert!(!unchanged(node.path(), &plan));
+        let newer = payload::Payload { kubernetes: "v1.20.3".into(), ..payload };
+        assert_ne!(rendered::plan(&seed, newer).unwrap().digest, plan.digest);
     }
 
     #[test]

@@ -2,9 +2,11 @@
 //! Lines for people: on every console of the machine and on stdout (which systemd puts into the journal).
 
 use std::cell::RefCell;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 /// Writes `firstboot: <who>: <step>: <text>`.
 pub struct Console {
@@ -76,11 +78,37 @@ pub fn console_devices(root: &Path) -> Vec<PathBuf> {
 
 /// The consoles that can be opened.
 pub fn open_consoles(root: &Path) -> Vec<Box<dyn Write>> {
+    console_devices(root).into_iter().filter_map(|path| Some(Box::new(open(&path)?) as Box<dyn Write>)).collect()
+}
+
+/// Opening a serial line may wait for a carrier that never comes, writing to it may not be cut short: non-blocking first,
+/// blocking afterwards.
+fn open(path: &Path) -> Option<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    let noctty = rustix::fs::OFlags::NOCTTY.bits() as i32;
-    console_devices(root)
-        .into_iter()
-        .filter_map(|path| OpenOptions::new().write(true).custom_flags(noctty).open(path).ok())
-        .map(|file| Box::new(file) as Box<dyn Write>)
-        .collect()
+    let flags = (OFlags::NOCTTY | OFlags::NONBLOCK).bits() as i32;
+    let file = OpenOptions::new().write(true).custom_flags(flags).open(path).ok()?;
+    rustix::fs::fcntl_setfl(&file, OFlags::empty()).ok()?;
+    Some(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_consoles_of_the_kernel_count() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join("dev").join(name);
+        assert_eq!(console_devices(root.path()), [path("console")]);
+        std::fs::create_dir_all(root.path().join("sys/class/tty/console")).unwrap();
+        std::fs::write(root.path().join("sys/class/tty/console/active"), "tty0 ttyS0\n").unwrap();
+        assert_eq!(console_devices(root.path()), [path("tty0"), path("ttyS0")]);
+        // One that is not there is no obstacle.
+        std::fs::create_dir_all(root.path().join("dev")).unwrap();
+        std::fs::write(path("ttyS0"), "").unwrap();
+        let console = Console::new(open_consoles(root.path()), Box::new(io::sink()));
+        console.set_who("master-1");
+        console.say("etcd", "starting");
+        assert_eq!(std::fs::read_to_string(path("ttyS0")).unwrap(), "firstboot: master-1: etcd: starting\r\n");
+    }
 }

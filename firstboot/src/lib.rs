@@ -4,6 +4,8 @@
 //! This crate knows nothing of how images are made. It talks to the node through two seams only, [`runner::Runner`]
 //! (programs) and [`host::Host`] (clock, addresses, the kernel), so that everything else is tested without root.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
 pub mod cert;
 pub mod cli;
 pub mod console;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What this node should become: its profile, and every file and argument that follows from it.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -97,25 +96,6 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The files that secrets become: private keys for their owner alone, certificates and public keys for all.
-pub fn secret_files(secrets: &BTreeMap<String, String>) -> Vec<PlannedFile> {
-    secrets
-        .iter()
-        .map(|(path, pem)| PlannedFile {
-            path: path.clone(),
-            mode: if is_public(pem) { 0o644 } else { 0o600 },
-            owner: if path.starts_with("/etc/etcd/") { "etcd:etcd" } else { "root:root" }.to_owned(),
-            kind: Kind::File(pem.clone().into_bytes()),
-        })
-        .collect()
-}
-
-/// Whether all PEM blocks are certificates or public keys. Anything unknown is secret.
-fn is_public(pem: &str) -> bool {
-    let mut begins = pem.lines().filter(|line| line.starts_with("-----BEGIN ")).peekable();
-    begins.peek().is_some() && begins.all(|line| line.contains("CERTIFICATE") || line.contains("PUBLIC KEY"))
-}
-
 /// Names of users and groups on the node.
 #[derive(Debug)]
 pub struct Owners {
@@ -124,8 +104,12 @@ pub struct Owners {
 }
 
 impl Owners {
-    /// Reads `/etc/passwd` and `/etc/group` below `root`.
-    pub fn read(root: &Path) -> Self {
+    /// Those of the running node; `None` for any other root, where owners are not compared: tests are not root.
+    pub fn of_node(root: &Path) -> Option<Self> {
+        (root == Path::new("/")).then(|| Self::read(root))
+    }
+
+    fn read(root: &Path) -> Self {
         let text = |name: &str| std::fs::read_to_string(root.join("etc").join(name)).unwrap_or_default();
         Self { passwd: text("passwd"), group: text("group") }
     }
@@ -136,8 +120,7 @@ impl Owners {
     }
 }
 
-/// What is different between a planned file and the disk below `root`; `None` if nothing. With `owners` of `None`,
-/// owners are not compared (tests, and `plan` without root).
+/// What is different between a planned file and the disk below `root`; `None` if nothing.
 pub fn difference(root: &Path, owners: Option<&Owners>, file: &PlannedFile) -> Result<Option<String>> {
     let path = crate::context::below(root, &file.path);
     Ok(match &file.kind {
@@ -157,48 +140,6 @@ pub fn difference(root: &Path, owners: Option<&Owners>, file: &PlannedFile) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn keys_are_private_and_certificates_are_not() {
-        let pem = |kind: &str| format!("-----BEGIN {kind}-----\nAA==\n-----END {kind}-----\n");
-        let secrets = BTreeMap::from([
-            ("/etc/etcd/pki/server.crt".to_owned(), pem("CERTIFICATE")),
-            ("/etc/etcd/pki/server.key".to_owned(), pem("PRIVATE KEY")),
-            ("/etc/kubernetes/pki/both".to_owned(), pem("CERTIFICATE") + &pem("EC PRIVATE KEY")),
-            ("/etc/kubernetes/pki/sa.pub".to_owned(), pem("PUBLIC KEY")),
-            ("/etc/kubernetes/token".to_owned(), "not PEM".to_owned()),
-        ]);
-        let seen: Vec<_> = secret_files(&secrets).into_iter().map(|file| (file.path, file.mode, file.owner)).collect();
-        insta::assert_debug_snapshot!(seen, @r#"
-        [
-            (
-                "/etc/etcd/pki/server.crt",
-                420,
-                "etcd:etcd",
-            ),
-            (
-                "/etc/etcd/pki/server.key",
-                384,
-                "etcd:etcd",
-            ),
-            (
-                "/etc/kubernetes/pki/both",
-                384,
-                "root:root",
-            ),
-            (
-                "/etc/kubernetes/pki/sa.pub",
-                420,
-                "root:root",
-            ),
-            (
-                "/etc/kubernetes/token",
-                384,
-                "root:root",
-            ),
-        ]
-        "#);
-    }
 
     #[test]
     fn the_digest_sees_every_input() {

@@ -3,30 +3,35 @@
 
 use anyhow::Result;
 use profiles::node::ClusterDns;
+use profiles::render::{self, Content, NodeFile, RenderError};
 
 use crate::failure::Failure;
-use crate::node::{Kind, NodePlan, PlannedFile, plan_digest, secret_files};
+use crate::node::{Kind, NodePlan, PlannedFile, plan_digest};
 use crate::payload::Payload;
 use crate::seed::document::Seed;
 
-/// kubelet is enabled by the step that comes after init, never earlier: a reboot in the middle of init must not start
-/// half a control plane.
-const KUBELET_LINK: &str = "/etc/systemd/system/multi-user.target.wants/kubelet.service";
+/// Units that their own steps enable, never earlier: a reboot half-way must not start half a control plane, nor an etcd
+/// whose port the preflight then finds taken.
+const ENABLED_BY_STEPS: [&str; 3] = ["containerd.service", "etcd.service", "kubelet.service"];
 /// This phase makes a token that nobody needs here. The one thing of it that every cluster needs, the approval of
 /// kubelets' renewed certificates, is a manifest of ours (steps/manifests.rs).
 const TOKEN_PHASE: &str = "bootstrap-token";
 
 /// The plan of this node.
 pub fn plan(seed: &Seed, payload: Payload) -> Result<NodePlan> {
-    let profile = seed.profile.clone();
-    let (rendered, arguments) = render(seed).map_err(|reason| {
-        Failure::seed(
-            format!("the profile cannot be rendered: {reason}"),
-            "make the seed again with `imgbuild --output seed`",
-        )
-    })?;
-    let mut files: Vec<PlannedFile> = rendered.into_iter().filter(|file| file.path != KUBELET_LINK).collect();
-    files.extend(secret_files(&seed.secrets));
+    let profile = seed.profile().clone();
+    let unusable = |error: RenderError| {
+        let hint = "make the seed again with `imgbuild --output seed`";
+        Failure::seed(format!("rendering the profile: {error}"), hint)
+    };
+    let rendered = render::files(&profile).map_err(unusable)?;
+    let arguments = render::kubeadm_args(&profile).map_err(unusable)?;
+    let mut files: Vec<PlannedFile> = rendered
+        .into_iter()
+        .filter(|file| !enables_a_steps_unit(&file.path))
+        .chain(seed.ours.secret_files())
+        .map(planned)
+        .collect();
     for file in cloud_files(seed) {
         if files.iter().all(|other| other.path != file.path) {
             files.push(file);
@@ -38,8 +43,21 @@ pub fn plan(seed: &Seed, payload: Payload) -> Result<NodePlan> {
     Ok(NodePlan { profile, files, kubeadm, payload, digest })
 }
 
-fn render(_seed: &Seed) -> Result<(Vec<PlannedFile>, Vec<String>), String> {
-    Ok((Vec::new(), Vec::new()))
+fn enables_a_steps_unit(path: &str) -> bool {
+    let link = path.strip_prefix("/etc/systemd/system/").and_then(|rest| rest.split_once(".wants/"));
+    link.is_some_and(|(_, unit)| ENABLED_BY_STEPS.contains(&unit))
+}
+
+fn planned(file: NodeFile) -> PlannedFile {
+    PlannedFile {
+        path: file.path,
+        mode: file.mode,
+        owner: format!("{0}:{0}", file.owner.name()),
+        kind: match file.content {
+            Content::Text(text) => Kind::File(text.into_bytes()),
+            Content::Symlink(target) => Kind::Link(target),
+        },
+    }
 }
 
 /// Adds what only the node side knows to what `profiles` says.
@@ -64,7 +82,7 @@ fn kubeadm_arguments(mut arguments: Vec<String>, dns: ClusterDns) -> Vec<String>
 /// cloud-config's ordinary keys, where `profiles` does not render the same file.
 fn cloud_files(seed: &Seed) -> Vec<PlannedFile> {
     let mut files = Vec::new();
-    let mut keys = seed.profile.node.ssh_authorized_keys.clone();
+    let mut keys = seed.profile().node.ssh_authorized_keys.clone();
     keys.extend(seed.cloud.ssh_authorized_keys.iter().filter(|key| !keys.contains(key)).cloned().collect::<Vec<_>>());
     if !keys.is_empty() {
         files.push(PlannedFile {
@@ -90,6 +108,36 @@ fn cloud_files(seed: &Seed) -> Vec<PlannedFile> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn seed() -> Seed {
+        let user_data = format!(
+            "#cloud-config\nssh_authorized_keys: [ssh-ed25519 AAAA me]\ntimezone: Asia/Shanghai\nimgbuild:\n  schema: 1\n  \
+             profile: {}\n  secrets: {{/etc/kubernetes/pki/ca.key: KEY, /etc/etcd/pki/server.crt: CERT}}\n",
+            crate::testing::PROFILE.replace('\n', " ")
+        );
+        crate::seed::document::parse(b"instance-id: a", user_data.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn the_plan_has_everything_but_the_links_that_steps_make() {
+        let plan = plan(&seed(), Payload::default()).unwrap();
+        let lines: Vec<_> =
+            plan.files.iter().map(|file| format!("{:04o} {:9} {}", file.mode, file.owner, file.path)).collect();
+        insta::assert_snapshot!(lines.join("\n"));
+        assert_eq!(
+            plan.kubeadm,
+            ["--skip-phases=addon/coredns,bootstrap-token", "--ignore-preflight-errors=ImagePull"]
+        );
+    }
+
+    #[test]
+    fn a_zone_cannot_lead_out_of_the_zones() {
+        let mut seed = seed();
+        for zone in ["../../../etc/shadow", "/etc/shadow", ""] {
+            seed.cloud.timezone = Some(zone.to_owned());
+            assert!(cloud_files(&seed).iter().all(|file| file.path != "/etc/localtime"));
+        }
+    }
 
     #[test]
     fn no_token_is_made_and_images_are_not_pulled() {

@@ -53,7 +53,7 @@ pub fn wait_for(guid: &str, modules: &mut Modules, console: &Console) -> Result<
     }
 }
 
-/// Disks with this GUID, and the names of all disks.
+/// Disks with this GUID, and what all disks are, for a person who wonders.
 fn scan(sys_block: &Path, dev: &Path, guid: &str) -> (Vec<Disk>, Vec<String>) {
     let mut names: Vec<String> = fs::read_dir(sys_block)
         .into_iter()
@@ -63,12 +63,21 @@ fn scan(sys_block: &Path, dev: &Path, guid: &str) -> (Vec<Disk>, Vec<String>) {
         .filter(|name| !NOT_DISKS.iter().any(|prefix| name.starts_with(prefix)))
         .collect();
     names.sort();
-    let found = names.iter().filter_map(|name| {
+    let (mut found, mut seen) = (Vec::new(), Vec::new());
+    for name in names {
         let device = dev.join(name.replace('!', "/"));
-        let table = gpt::read(&mut File::open(&device).ok()?)?;
-        (table.guid == guid).then(|| Disk { device, name: name.clone(), table })
-    });
-    (found.collect(), names)
+        match File::open(&device).map(|mut file| gpt::read(&mut file)) {
+            Ok(Some(table)) => {
+                seen.push(format!("{name} {}", table.guid));
+                if table.guid == guid {
+                    found.push(Disk { device, name, table });
+                }
+            }
+            Ok(None) => seen.push(format!("{name} without a partition table")),
+            Err(error) => seen.push(format!("{name} unreadable ({error})")),
+        }
+    }
+    (found, seen)
 }
 
 impl Disk {
@@ -170,6 +179,7 @@ mod tests {
         fs::create_dir_all(sys.join("sr0")).unwrap();
         let (found, seen) = scan(&sys, &dev, &gpt::guid_text([2; 16]));
         assert_eq!(found.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>(), ["vdb"]);
-        assert_eq!(seen, ["sr0", "vda", "vdb"]);
+        assert!(seen[0].starts_with("sr0 unreadable"));
+        assert_eq!(seen[1..], [1, 2].map(|n| format!("vd{} {}", ["a", "b"][n - 1], gpt::guid_text([n as u8; 16]))));
     }
 }

@@ -46,7 +46,7 @@ pub fn switch_root() -> Result<Infallible> {
 fn is_in_memory(path: &Path) -> bool {
     const RAMFS: i64 = 0x8584_58f6;
     const TMPFS: i64 = 0x0102_1994;
-    rustix::fs::statfs(path).is_ok_and(|stat| matches!(i64::from(stat.f_type), RAMFS | TMPFS))
+    rustix::fs::statfs(path).is_ok_and(|stat| matches!(stat.f_type, RAMFS | TMPFS))
 }
 
 /// Removes everything on the device `device` below `dir`. What cannot be removed costs memory, nothing more.

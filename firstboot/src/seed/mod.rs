@@ -98,7 +98,7 @@ pub fn obtain(root: &Path, sources: &dyn Sources, converged: EverConverged, cons
         };
     };
     let known_id = match &kept_seed {
-        Ok(Some(seed)) => Some(seed.instance_id.clone()),
+        Ok(Some(seed)) => Some(seed.ours.instance_id.clone()),
         _ => None,
     };
     let offered = match raw.parse() {
@@ -112,10 +112,10 @@ pub fn obtain(root: &Path, sources: &dyn Sources, converged: EverConverged, cons
         }
     };
     let seed = match kept_seed {
-        Ok(Some(seed)) if known_id.as_deref() == Some(&offered.instance_id) => seed,
+        Ok(Some(seed)) if known_id.as_deref() == Some(&offered.ours.instance_id) => seed,
         _ if offered.has_secrets() || !offered.expects_secrets() => {
             adopt(&raw, &kept_dir)?;
-            console.line(&format!("seed: took `{}` from {origin}", offered.instance_id));
+            console.line(&format!("seed: took `{}` from {origin}", offered.ours.instance_id));
             offered
         }
         Ok(Some(seed)) => seed,

@@ -58,7 +58,7 @@ impl Node {
     }
 
     fn key(&self, converged: bool) -> String {
-        self.boot(converged).unwrap().secrets["/etc/kubernetes/pki/ca.key"].clone()
+        self.boot(converged).unwrap().ours.secrets.0["/etc/kubernetes/pki/ca.key"].clone()
     }
 
     fn exit(&self) -> u8 {

@@ -10,11 +10,6 @@ use crate::node::{Kind, Owners, difference};
 
 pub(super) struct Files;
 
-/// Owners matter on a real node only: tests are not root.
-fn owners(cx: &Cx<'_>) -> Option<Owners> {
-    (cx.root == std::path::Path::new("/")).then(|| Owners::read(&cx.root))
-}
-
 impl Step for Files {
     fn id(&self) -> &'static str {
         "files"
@@ -25,7 +20,7 @@ impl Step for Files {
     }
 
     fn check(&self, cx: &Cx<'_>) -> Result<State> {
-        let owners = owners(cx);
+        let owners = Owners::of_node(&cx.root);
         let mut different = Vec::new();
         for file in &cx.plan.files {
             if let Some(how) = difference(&cx.root, owners.as_ref(), file)? {
@@ -40,7 +35,7 @@ impl Step for Files {
     }
 
     fn apply(&self, cx: &Cx<'_>) -> Result<()> {
-        let owners = owners(cx);
+        let owners = Owners::of_node(&cx.root);
         let mut written = 0;
         for file in &cx.plan.files {
             if difference(&cx.root, owners.as_ref(), file)?.is_none() {

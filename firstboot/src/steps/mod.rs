@@ -72,6 +72,9 @@ fn refuse_what_is_not_built_yet(profile: &NodeProfile) -> Result<(), Failure> {
 }
 
 #[cfg(test)]
+mod whole_run;
+
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 

@@ -245,10 +245,10 @@ mod tests {
         let mut lock = Lock::default();
         let suites = vec!["bookworm".to_owned(), "bookworm-security".to_owned()];
         let items = vec![item(ItemKind::Deb, "bash", "debian"), item(ItemKind::Deb, "curl", "debian-security")];
-        lock.inputs.insert("os".into(), LockedInput { request: Digest::of(b"os"), suites, items });
+        lock.inputs.insert("os".into(), LockedInput { request: Digest::of(b"os"), suites, date: 1_768_038_912, items });
         let mut file = item(ItemKind::File, "motd", "");
         (file.version, file.architecture) = (String::new(), String::new());
-        let files = LockedInput { request: Digest::of(b"f"), suites: vec![], items: vec![file] };
+        let files = LockedInput { request: Digest::of(b"f"), suites: vec![], date: 0, items: vec![file] };
         lock.inputs.insert("k8s.gcr.io/pause:3.2".into(), files);
         lock
     }
@@ -272,6 +272,7 @@ mod tests {
         [input."os"]
         request = "840a8dcfeae95966a870b0b5257997ce94cbc19dd979409d1671d2e93a9e0de6"
         suites = ["bookworm", "bookworm-security"]
+        date = 1768038912
         items = [
           { kind = "deb", name = "bash", version = "5.2.15-2+b2", architecture = "amd64", archive = "debian", path = "pool/main/bash.deb", size = 7, sha256 = "37d2b12d5d9abc2a364ef9448767ee03938e383c0284193477dc7618f4b7c6c2" },
           { kind = "deb", name = "curl", version = "5.2.15-2+b2", architecture = "amd64", archive = "debian-security", path = "pool/main/curl.deb", size = 7, sha256 = "427e4b79b1f0fc90306cbe064b1297b21dc6835bfa656d3bf46bc156e3f24bb0" },

@@ -318,6 +318,8 @@ fn deb_items(universe: &Universe, deb: &DebRequest) -> Result<Vec<LockedItem>, F
         size: package.size,
         sha256: package.sha256,
     };
-    let named = |package: &&super::deb::index::Package| deb.dependencies || deb.packages.contains(&*package.name);
+    let names: BTreeSet<&str> =
+        deb.packages.iter().map(|name| name.split_once('=').map_or(name.as_str(), |(name, _)| name)).collect();
+    let named = |package: &&super::deb::index::Package| deb.dependencies || names.contains(&*package.name);
     Ok(resolve(universe, &wanted)?.into_iter().filter(named).map(item).collect())
 }

@@ -82,6 +82,7 @@ fn debs(packages: &[&str]) -> Request {
         origin: origin(&["test", "test-security"]),
         architecture: "amd64".into(),
         packages: packages.iter().map(ToString::to_string).collect(),
+        dependencies: true,
         excludes: [].into(),
         essential: false,
     })
@@ -131,6 +132,11 @@ fn suites_are_merged_locked_and_fetched() {
             "app.orig.tar.gz of source package app 1.2+really1.0.3-1 debian pool/main/a/app/app.orig.tar.gz",
         ]
     );
+    assert_eq!(lock.inputs["os"].date, 1_768_038_912, "the date of the suites");
+    let Request::Deb(mut alone) = debs(&["app=1.0"]) else { unreachable!() };
+    alone.dependencies = false;
+    let alone = w.lock(&requests(&[("app", Request::Deb(alone))])).unwrap();
+    assert_eq!(lines(&alone, "app"), ["app 1.0 (amd64) debian pool/main/app_1.0.deb"]);
     let text = lock.to_text().unwrap();
     assert!(!text.contains("127.0.0.1") && !text.contains("http"), "a lock names no host");
     let mut only_debs = lock.clone();

@@ -120,6 +120,11 @@ const LINKS: &[(&str, &str)] = &[
 const OVERRIDES: &[(&str, u16, &str, &str)] =
     &[("usr/lib/dbus-1.0/dbus-daemon-launch-helper", 0o4754, "root", "messagebus")];
 
+/// Capabilities that scripts set with setcap(8): path, and the bits of the permitted and effective sets
+/// (capabilities(7)).
+const CAPABILITIES: &[(&str, u32)] = &[("usr/bin/ping", 1 << CAP_NET_RAW)];
+const CAP_NET_RAW: u32 = 13;
+
 /// Not wanted on a node, beyond what [`super::layers::PRUNED`] leaves out: sources of databases that are not built.
 const REMOVED: &[&str] = &["usr/lib/udev/hwdb.d", "usr/share/base-files", "usr/lib/systemd/catalog"];
 
@@ -139,6 +144,7 @@ pub fn assemble(store: &Store, packages: &[Package<'_>], options: &Options) -> R
     let users = users(store, &tree)?;
     users.write(&mut tree)?;
     directories(&mut tree, &users)?;
+    capabilities(&mut tree);
     files(&mut tree, &users)?;
     shells(store, &mut tree)?;
     pam::write(store, &mut tree).context("writing PAM's common files")?;
@@ -211,6 +217,22 @@ fn directories(tree: &mut FileTree, users: &Users) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The extended attribute `security.capability` of a program that gets `permitted` when it is executed: revision 2,
+/// effective flag, permitted and inheritable sets in two words each (`struct vfs_cap_data` of linux/capability.h).
+fn capability(permitted: u32) -> Vec<u8> {
+    let words = [0x0200_0001, permitted, 0, 0, 0];
+    words.iter().flat_map(|word: &u32| word.to_le_bytes()).collect()
+}
+
+fn capabilities(tree: &mut FileTree) {
+    for (path, permitted) in CAPABILITIES {
+        if let Some(entry @ Entry { kind: Kind::File(_), .. }) = tree.get_mut(path) {
+            entry.mode &= 0o777;
+            entry.xattrs.insert("security.capability".into(), capability(*permitted));
+        }
+    }
 }
 
 fn files(tree: &mut FileTree, users: &Users) -> Result<()> {
@@ -300,4 +322,57 @@ fn dead_commands(tree: &FileTree) -> Vec<String> {
         }
     }
     dead
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Options, assemble, capability, dead_commands, drop_dead_wants, shells};
+    use crate::store::Store;
+    use crate::tree::{Entry, FileTree};
+
+    #[test]
+    fn capabilities_as_setcap_writes_them() {
+        // getfattr -n security.capability -e hex on a file after setcap cap_net_raw+ep.
+        let hex: String = capability(1 << 13).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "0100000200200000000000000000000000000000");
+    }
+
+    #[test]
+    fn links_to_units_and_commands() {
+        let mut tree = FileTree::new();
+        let units = "usr/lib/systemd/system";
+        for (path, target) in [("a.wants/x.service", "../x.service"), ("a.wants/y.service", "../y.service")] {
+            tree.insert(&format!("{units}/{path}"), Entry::symlink(target)).unwrap();
+        }
+        tree.insert(&format!("{units}/x.service"), Entry::file(*b"", 0o644)).unwrap();
+        tree.insert("etc/systemd/system/z.service", Entry::symlink("/dev/null")).unwrap();
+        tree.insert("usr/bin/kubectl", Entry::symlink("/opt/imgbuild/bin/kubectl")).unwrap();
+        tree.insert("usr/sbin/gone", Entry::symlink("nothing")).unwrap();
+        drop_dead_wants(&mut tree);
+        assert!(tree.get(&format!("{units}/a.wants/x.service")).is_some());
+        assert!(tree.get(&format!("{units}/a.wants/y.service")).is_none());
+        assert!(tree.get("etc/systemd/system/z.service").is_some());
+        assert_eq!(dead_commands(&tree), ["/usr/sbin/gone -> nothing"]);
+    }
+
+    #[test]
+    fn shells_under_both_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let mut tree = FileTree::new();
+        tree.insert("etc/shells", Entry::file(*b"# shells\n/bin/sh\n", 0o644)).unwrap();
+        tree.insert("usr/share/debianutils/shells.d/bash", Entry::file(*b"/bin/bash\n", 0o644)).unwrap();
+        shells(&store, &mut tree).unwrap();
+        assert_eq!(tree.text(&store, "etc/shells").unwrap().unwrap(), "# shells\n/bin/sh\n/bin/bash\n/usr/bin/bash\n");
+    }
+
+    #[test]
+    fn an_image_needs_root_and_a_kernel() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let mut options = Options { overlays: vec!["common".into()], ..Options::default() };
+        assert!(assemble(&store, &[], &options).unwrap_err().to_string().contains("no user root"));
+        options.extra.insert("etc/sysusers.d/root.conf", Entry::file(*b"u root 0", 0o644)).unwrap();
+        assert!(assemble(&store, &[], &options).unwrap_err().to_string().contains("no kernel modules"));
+    }
 }

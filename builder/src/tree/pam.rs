@@ -77,9 +77,10 @@ fn parse(text: &str) -> Result<Profile> {
 fn render(template: &str, profiles: &[Profile], kind: &str, unattended: bool) -> String {
     let mut out = String::new();
     for line in template.lines() {
-        match line.strip_prefix('$').and_then(|name| name.split_once('_')) {
-            Some((_, "primary")) => block(&mut out, profiles, kind, "Primary", unattended),
-            Some((_, "additional")) => block(&mut out, profiles, kind, "Additional", unattended),
+        // `$auth_primary`, `$session_nonint_additional` and so on.
+        match line.strip_prefix('$').and_then(|name| name.rsplit('_').next()) {
+            Some("primary") => block(&mut out, profiles, kind, "Primary", unattended),
+            Some("additional") => block(&mut out, profiles, kind, "Additional", unattended),
             _ => {
                 out.push_str(line);
                 out.push('\n');
@@ -144,7 +145,9 @@ mod tests {
         session	optional pam_other.so
         # end
         ");
-        assert!(!render(TEMPLATE, &profiles, "session", true).contains("pam_other"));
+        let template = TEMPLATE.replace("$x_", "$session_nonint_");
+        let unattended = render(&template, &profiles, "session", true);
+        assert!(!unattended.contains("pam_other") && !unattended.contains('$'), "{unattended}");
     }
 
     proptest! {

@@ -40,10 +40,12 @@ pub fn bring_up(partition: &Path, guid: &str, console: &Console) -> Result<()> {
     let available =
         std::io::Seek::seek(&mut device, std::io::SeekFrom::End(0)).context("measuring the data partition")?;
     drop(device);
+    writable_directories(console)?;
+    // Not before: from inside the root, resize2fs sees the mount by /var alone.
     if size > 0 && available.saturating_sub(size) >= SLACK {
         grow(&name, console);
     }
-    writable_directories(console)
+    Ok(())
 }
 
 /// Under a temporary label until all of it is on the disk: a half-made filesystem must not look like a whole one.

@@ -1,1 +1,12 @@
-//! See docs/contracts.md.
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Inputs to images: where they come from, what exactly they are, and how they get into the store. See docs/contracts.md.
+
+pub mod deb;
+pub mod download;
+#[cfg(test)]
+mod fake_mirror;
+mod http;
+pub mod mirror;
+pub mod request;
+pub mod source;

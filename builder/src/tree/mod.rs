@@ -1,12 +1,35 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The file tree: the virtual root filesystem of an image, and what edits it. Never unpacked onto the host.
+//!
+//! [`layers`] makes a tree out of packages, [`os`] does to it what maintainer scripts would have done, with [`users`],
+//! [`pam`], [`alternatives`] and [`overlay`]; [`depmod`] indexes kernel modules, [`initramfs`] picks from them.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
 use crate::store::{Digest, Store};
+
+pub mod alternatives;
+pub mod depmod;
+pub mod initramfs;
+pub mod kmod_index;
+pub mod layers;
+pub mod modules;
+pub mod os;
+pub mod overlay;
+pub mod pam;
+pub mod users;
+
+#[cfg(test)]
+mod real_tests;
+#[cfg(test)]
+mod tests;
 
 /// Where the bytes of a file are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +70,15 @@ impl Content {
             }
         })
     }
+    /// Opens it for reads at any position.
+    pub fn open(&self, store: &Store) -> Result<OpenContent> {
+        Ok(match self {
+            Self::Bytes(bytes) => OpenContent::Bytes(bytes.clone()),
+            Self::Slice { object, offset, len } => {
+                OpenContent::Slice { file: store.open_object(object)?, offset: *offset, len: *len }
+            }
+        })
+    }
     /// All bytes, in memory.
     pub fn read(&self, store: &Store) -> Result<Vec<u8>> {
         let mut out = Vec::with_capacity(usize::try_from(self.len()).context("file too large for memory")?);
@@ -55,6 +87,57 @@ impl Content {
             bail!("store object is shorter than its index says: {} of {} bytes", out.len(), self.len());
         }
         Ok(out)
+    }
+}
+
+/// A [`Content`] that can be read at any position; see [`Content::open`].
+#[derive(Debug)]
+pub enum OpenContent {
+    /// In memory.
+    Bytes(Arc<[u8]>),
+    /// A part of an open store object.
+    Slice {
+        /// The object.
+        file: File,
+        /// Where the part begins.
+        offset: u64,
+        /// How long it is.
+        len: u64,
+    },
+}
+
+impl OpenContent {
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Slice { len, .. } => *len,
+        }
+    }
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// The `len` bytes at `at`.
+    ///
+    /// # Errors
+    /// A range that is not inside the content: checked before memory is asked for.
+    pub fn read_at(&self, at: u64, len: u64) -> Result<Vec<u8>> {
+        if at.checked_add(len).is_none_or(|end| end > self.len()) {
+            bail!("{len} bytes at {at} are not inside a file of {} bytes", self.len());
+        }
+        let size = usize::try_from(len).context("file too large for memory")?;
+        match self {
+            Self::Bytes(bytes) => {
+                let start = usize::try_from(at).context("file too large for memory")?;
+                Ok(bytes[start..start + size].to_vec())
+            }
+            Self::Slice { file, offset, .. } => {
+                let mut out = vec![0; size];
+                file.read_exact_at(&mut out, offset + at).context("reading a store object")?;
+                Ok(out)
+            }
+        }
     }
 }
 
@@ -169,8 +252,115 @@ impl FileTree {
     }
     /// Removes the entry and everything below it.
     pub fn remove(&mut self, path: &str) {
-        let below = format!("{path}/");
-        self.entries.retain(|p, _| p != path && !p.starts_with(&below));
+        let gone: Vec<String> = self.below(path).map(|(path, _)| path.to_owned()).collect();
+        for path in gone {
+            self.entries.remove(&path);
+        }
+        self.entries.remove(path);
+    }
+    /// Everything below this directory, sorted by path; the directory itself not included.
+    pub fn below(&self, path: &str) -> impl Iterator<Item = (&str, &Entry)> {
+        // `0` follows `/` in ASCII, so this range holds exactly the paths that start with `path/`.
+        let (from, to) = (format!("{path}/"), format!("{path}0"));
+        let all = path.is_empty();
+        let range = if all { self.entries.range::<str, _>(..) } else { self.entries.range(from..to) };
+        range.filter(move |(p, _)| !all || !p.is_empty()).map(|(path, entry)| (path.as_str(), entry))
+    }
+    /// Where `path` leads when every symbolic link in it is followed inside the tree, as after `chroot`. The last
+    /// component need not exist. `None` for a loop.
+    pub fn resolve(&self, path: &str) -> Option<String> {
+        self.walk(path, true)
+    }
+    /// Like [`Self::resolve`], but a link in the last component is not followed.
+    pub fn resolve_parent(&self, path: &str) -> Option<String> {
+        self.walk(path, false)
+    }
+    fn walk(&self, path: &str, follow_last: bool) -> Option<String> {
+        let mut todo: Vec<String> = path.split('/').rev().map(str::to_owned).collect();
+        let mut done = String::new();
+        let mut links = 0;
+        while let Some(part) = todo.pop() {
+            match part.as_str() {
+                "" | "." => continue,
+                ".." => {
+                    done.truncate(done.rfind('/').unwrap_or(0));
+                    continue;
+                }
+                _ => {}
+            }
+            let parent = done.len();
+            if parent > 0 {
+                done.push('/');
+            }
+            done.push_str(&part);
+            let last = todo.iter().all(|part| part.is_empty());
+            if let Some(Entry { kind: Kind::Symlink(target), .. }) = self.entries.get(&done)
+                && (follow_last || !last)
+            {
+                links += 1;
+                // The kernel's limit (path_resolution(7)).
+                if links > 40 {
+                    return None;
+                }
+                done.truncate(if target.starts_with('/') { 0 } else { parent });
+                todo.extend(target.split('/').rev().map(str::to_owned));
+            }
+        }
+        Some(done)
+    }
+    /// The entry that `path` leads to when links are followed, hard links too, and where it is.
+    pub fn lookup(&self, path: &str) -> Option<(String, &Entry)> {
+        let mut path = self.resolve(path)?;
+        let mut entry = self.entries.get(&path)?;
+        if let Kind::HardLink(target) = &entry.kind {
+            path.clone_from(target);
+            entry = self.entries.get(&path)?;
+        }
+        Some((path, entry))
+    }
+    /// The content of the regular file that `path` leads to.
+    pub fn content(&self, path: &str) -> Option<&Content> {
+        match &self.lookup(path)?.1.kind {
+            Kind::File(content) => Some(content),
+            _ => None,
+        }
+    }
+    /// The text of the regular file that `path` leads to, or `None` if there is none.
+    pub fn text(&self, store: &Store, path: &str) -> Result<Option<String>> {
+        let Some(content) = self.content(path) else { return Ok(None) };
+        let bytes = content.read(store).with_context(|| format!("reading /{path}"))?;
+        Ok(Some(String::from_utf8(bytes).with_context(|| format!("/{path} is not UTF-8"))?))
+    }
+    /// Makes the directory if nothing is there.
+    pub fn ensure_dir(&mut self, path: &str, mode: u16) -> Result<()> {
+        match self.get(path) {
+            Some(Entry { kind: Kind::Dir, .. }) => Ok(()),
+            Some(_) => bail!("/{path} is not a directory"),
+            None => self.insert(path, Entry::dir(mode)),
+        }
+    }
+    /// Puts `other` on top of this tree. Directories keep their entry if both have it and `other`'s has nothing to say
+    /// (root-owned, 0755); everything else is replaced. Symbolic links to directories are followed in `other`'s paths.
+    pub fn overlay(&mut self, other: Self) -> Result<()> {
+        for (path, entry) in other.entries {
+            if entry.kind == Kind::Dir {
+                let target = self.resolve(&path).with_context(|| format!("/{path} is a loop of symbolic links"))?;
+                let plain = (entry.mode, entry.uid, entry.gid) == (0o755, 0, 0) && entry.xattrs.is_empty();
+                match self.get_mut(&target) {
+                    Some(Entry { kind: Kind::Dir, .. }) if plain => {}
+                    Some(old) if old.kind == Kind::Dir => *old = entry,
+                    Some(_) => bail!("/{path} would replace what is not a directory"),
+                    None => self.insert(&target, entry)?,
+                }
+                continue;
+            }
+            let path = self.resolve_parent(&path).with_context(|| format!("/{path} is a loop of symbolic links"))?;
+            if matches!(self.get(&path), Some(Entry { kind: Kind::Dir, .. })) {
+                bail!("/{path} would replace a directory");
+            }
+            self.insert(&path, entry)?;
+        }
+        Ok(())
     }
     /// All entries, sorted by path.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Entry)> {

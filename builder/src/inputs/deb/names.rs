@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Paths in archives: what may be written where. The one place that decides whether a path is safe.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result};
+
+use crate::error::Failure;
+
+/// What is at a path, as far as the safety of other paths depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum What {
+    /// A directory.
+    Dir,
+    /// A regular file, under any of its names.
+    File,
+    /// A symbolic link.
+    Symlink,
+    /// A device or a pipe.
+    Special,
+}
+
+/// The paths of an archive seen so far.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    seen: HashMap<String, What>,
+}
+
+fn unsafe_path(path: &str, why: &str) -> anyhow::Error {
+    Failure::verification(format!("`{path}` {why}: refusing this archive"))
+        .hint("the archive is broken or malicious: take it from another source, and tell who published it")
+        .into()
+}
+
+/// A path as archives write it (`./usr/bin/`) as a normalised relative path (`usr/bin`).
+pub(crate) fn clean(raw: &[u8]) -> Result<String> {
+    let text = std::str::from_utf8(raw)
+        .with_context(|| format!("the path `{}` is not UTF-8", String::from_utf8_lossy(raw)))?;
+    if text.starts_with('/') {
+        return Err(unsafe_path(text, "is an absolute path"));
+    }
+    if text.contains('\0') {
+        return Err(unsafe_path(text, "contains a NUL byte"));
+    }
+    let mut out = String::with_capacity(text.len());
+    for part in text.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => return Err(unsafe_path(text, "leads out of the archive")),
+            part => {
+                if !out.is_empty() {
+                    out.push('/');
+                }
+                out.push_str(part);
+            }
+        }
+    }
+    Ok(out)
+}
+
+impl Names {
+    /// Notes an entry.
+    ///
+    /// # Errors
+    /// If its path leads through something that is not a directory, or is already something else.
+    pub(crate) fn add(&mut self, path: &str, what: What) -> Result<()> {
+        for (at, _) in path.match_indices('/') {
+            let parent = &path[..at];
+            match self.seen.get(parent) {
+                Some(What::Dir) => {}
+                Some(What::Symlink) => return Err(unsafe_path(path, "leads through a symbolic link of the archive")),
+                Some(_) => return Err(unsafe_path(path, "leads through something that is not a directory")),
+                None => {
+                    self.seen.insert(parent.to_owned(), What::Dir);
+                }
+            }
+        }
+        match self.seen.insert(path.to_owned(), what) {
+            Some(before) if before != what => Err(unsafe_path(path, "is in the archive twice, as different things")),
+            _ => Ok(()),
+        }
+    }
+
+    /// The target of a hard link, which must be an earlier file of the archive.
+    pub(crate) fn hard_link_target(&self, raw: &[u8]) -> Result<String> {
+        let target = clean(raw)?;
+        match self.seen.get(&target) {
+            Some(What::File) => Ok(target),
+            _ => Err(unsafe_path(&target, "is the target of a hard link, but no earlier file of the archive")),
+        }
+    }
+
+    /// The target of the symbolic link at `path`: anything that stays below the root. An absolute target does, as the
+    /// root is that of the image.
+    pub(crate) fn symlink_target(&self, path: &str, raw: &[u8]) -> Result<String> {
+        let target = std::str::from_utf8(raw).context("the target of a symbolic link is not UTF-8")?;
+        if target.is_empty() || target.contains('\0') {
+            return Err(unsafe_path(path, "is a symbolic link without a valid target"));
+        }
+        let mut depth = if target.starts_with('/') { 0 } else { path.matches('/').count() };
+        for part in target.split('/') {
+            match part {
+                "" | "." => {}
+                ".." if depth == 0 && target.starts_with('/') => {}
+                ".." if depth == 0 => {
+                    return Err(unsafe_path(path, &format!("is a symbolic link to `{target}`, above the root")));
+                }
+                ".." => depth -= 1,
+                _ => depth += 1,
+            }
+        }
+        Ok(target.to_owned())
+    }
+}

@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! From what is asked for to what is locked, and from what is locked to what is in the store.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::deb::index::Universe;
+use super::deb::openpgp::Keyring;
+use super::deb::repository::Repository;
+use super::deb::resolve::{Wanted, resolve};
+use super::download::{Downloader, Item};
+use super::mirror::{Mirrors, archive_of};
+use crate::error::{ErrorKind, Failure};
+use crate::lock::{ItemKind, Lock, LockedInput, LockedItem};
+use crate::store::{Digest, step_key};
+
+/// Bumped when the same request would be resolved differently, so that locks are made anew.
+const RESOLVER_VERSION: u32 = 1;
+
+/// Something to be locked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Request {
+    /// Packages and what they depend on.
+    Deb(DebRequest),
+    /// The files of a source package.
+    Source(SourceRequest),
+    /// A file beside the cluster file.
+    File(FileRequest),
+}
+
+/// Where packages come from, and how that is verified.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Origin {
+    /// Suites; the highest version of all of them wins.
+    pub suites: Vec<String>,
+    /// Components, normally `main`.
+    pub components: Vec<String>,
+    /// A keyring to verify with, instead of the one the host's apt uses. Changes nothing about the result.
+    #[serde(skip)]
+    pub keyring: Option<PathBuf>,
+    /// Whether suites past their `Valid-Until` are refused. Changes nothing about the result.
+    #[serde(skip)]
+    pub check_valid_until: bool,
+}
+
+/// Packages and what they depend on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DebRequest {
+    /// Where from.
+    #[serde(flatten)]
+    pub origin: Origin,
+    /// Debian's name of the architecture.
+    pub architecture: String,
+    /// Names of packages, each perhaps with `=version`.
+    pub packages: BTreeSet<String>,
+    /// Whether what they depend on comes too.
+    pub dependencies: bool,
+    /// Packages that count as there already: never pulled in.
+    pub excludes: BTreeSet<String>,
+    /// Whether to add all essential packages.
+    pub essential: bool,
+}
+
+/// The files of a source package.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SourceRequest {
+    /// Where from.
+    #[serde(flatten)]
+    pub origin: Origin,
+    /// Name of the source package.
+    pub package: String,
+    /// Its version, or what its upstream version begins with.
+    pub version: String,
+}
+
+/// A file beside the cluster file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FileRequest {
+    /// Path relative to the cluster file.
+    pub path: String,
+    /// What it must be.
+    pub sha256: Digest,
+}
+
+impl Request {
+    /// What identifies this request in a lock.
+    pub fn digest(&self) -> Result<Digest> {
+        step_key("request", RESOLVER_VERSION, self)
+    }
+}
+
+/// Which inputs are resolved anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Update {
+    /// Those the lock does not have, or that have changed.
+    Stale,
+    /// These as well.
+    Named(BTreeSet<String>),
+    /// All.
+    All,
+}
+
+/// What locking and fetching need.
+#[derive(Debug)]
+pub struct Session<'a> {
+    /// Fetches, and knows the store.
+    pub downloader: &'a Downloader,
+    /// Who serves what.
+    pub mirrors: &'a Mirrors,
+    /// The folder of the cluster file.
+    pub base: &'a Path,
+    /// The time, in seconds since 1970: only to see whether a suite is still valid.
+    pub now: u32,
+}
+
+/// The digests of requests, by name: what [`Lock::check`] wants.
+pub fn digests(requests: &BTreeMap<String, Request>) -> Result<BTreeMap<String, Digest>> {
+    requests.iter().map(|(name, request)| Ok((name.clone(), request.digest()?))).collect()
+}
+
+impl Session<'_> {
+    /// Resolves requests into a lock. Inputs of `previous` that are not to be updated are taken over.
+    ///
+    /// # Errors
+    /// If something cannot be resolved: all such problems at once.
+    pub fn lock(&self, requests: &BTreeMap<String, Request>, previous: Option<&Lock>, update: &Update) -> Result<Lock> {
+        if let Update::Named(names) = update
+            && let Some(unknown) = names.iter().find(|name| !requests.contains_key(*name))
+        {
+            let known: Vec<&str> = requests.keys().map(String::as_str).collect();
+            return Err(Failure::user(format!("there is no input `{unknown}`"))
+                .hint(format!("the inputs are {}", known.join(", ")))
+                .into());
+        }
+        let mut lock = Lock::default();
+        let mut universes = BTreeMap::new();
+        let mut failures: Vec<Failure> = Vec::new();
+        for (name, request) in requests {
+            let digest = request.digest()?;
+            let kept = previous.and_then(|lock| lock.inputs.get(name)).filter(|input| input.request == digest);
+            let renew = match update {
+                Update::Stale => false,
+                Update::Named(names) => names.contains(name),
+                Update::All => true,
+            };
+            let input = match kept {
+                Some(kept) if !renew => Ok(kept.clone()),
+                _ => self.resolve(request, digest, &mut universes),
+            };
+            match input.map_err(anyhow::Error::downcast::<Failure>) {
+                Ok(input) => drop(lock.inputs.insert(name.clone(), input)),
+                Err(Ok(mut failure)) if failure.kind == ErrorKind::User => {
+                    failure.message = format!("input `{name}`: {}", failure.message);
+                    failures.push(failure);
+                }
+                Err(Ok(failure)) => return Err(anyhow::Error::new(failure).context(format!("locking input `{name}`"))),
+                Err(Err(other)) => return Err(other.context(format!("locking input `{name}`"))),
+            }
+        }
+        match failures.len() {
+            0 => Ok(lock),
+            1 => Err(failures.swap_remove(0).into()),
+            _ => {
+                let messages: Vec<&str> = failures.iter().map(|failure| failure.message.as_str()).collect();
+                let failure = Failure::user(messages.join("\n"));
+                let hint = failures.iter().find_map(|failure| failure.hint.clone()).unwrap_or_default();
+                Err(failure.hint(hint).into())
+            }
+        }
+    }
+
+    fn resolve(
+        &self,
+        request: &Request,
+        digest: Digest,
+        universes: &mut BTreeMap<(Origin, String), Universe>,
+    ) -> Result<LockedInput> {
+        let (suites, date, mut items) = match request {
+            Request::Deb(deb) => {
+                let key = (deb.origin.clone(), deb.architecture.clone());
+                let universe = match universes.entry(key) {
+                    std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+                    std::collections::btree_map::Entry::Vacant(entry) => {
+                        // One at a time: an archive's index takes some 50 MB of memory.
+                        let origin = &deb.origin;
+                        entry.insert(self.repository(origin)?.universe(
+                            &origin.suites,
+                            &origin.components,
+                            &deb.architecture,
+                        )?)
+                    }
+                };
+                (deb.origin.suites.clone(), universe.date, deb_items(universe, deb)?)
+            }
+            Request::Source(source) => {
+                let origin = &source.origin;
+                let files = self.repository(origin)?.source(
+                    &origin.suites,
+                    &origin.components,
+                    &source.package,
+                    &source.version,
+                )?;
+                (origin.suites.clone(), 0, files)
+            }
+            Request::File(file) => {
+                let size =
+                    std::fs::metadata(self.base.join(&file.path)).map_err(|e| missing_file(&file.path, e))?.len();
+                let item = LockedItem {
+                    kind: ItemKind::File,
+                    name: file.path.rsplit('/').next().unwrap_or_default().to_owned(),
+                    version: String::new(),
+                    architecture: String::new(),
+                    archive: String::new(),
+                    path: file.path.clone(),
+                    size,
+                    sha256: file.sha256,
+                };
+                (Vec::new(), 0, vec![item])
+            }
+        };
+        items.sort_by(|a, b| (&a.name, &a.path).cmp(&(&b.name, &b.path)));
+        Ok(LockedInput { request: digest, suites, date, items })
+    }
+
+    fn repository(&self, origin: &Origin) -> Result<Repository<'_>> {
+        Ok(Repository {
+            downloader: self.downloader,
+            mirrors: self.mirrors,
+            keyring: origin.keyring.as_deref().map(|path| Keyring::read(&self.base.join(path))).transpose()?,
+            now: self.now,
+            check_valid_until: origin.check_valid_until,
+        })
+    }
+
+    /// Brings everything the lock names into the store, verified. No index is needed.
+    ///
+    /// # Errors
+    /// If something cannot be had; offline, all that is missing.
+    pub fn fetch(&self, lock: &Lock) -> Result<()> {
+        let mut items = Vec::new();
+        for input in lock.inputs.values() {
+            for locked in &input.items {
+                if locked.kind == ItemKind::File {
+                    self.take_file(locked)?;
+                } else {
+                    items.push(self.item(locked, &input.suites)?);
+                }
+            }
+        }
+        self.downloader.fetch(&items)
+    }
+
+    fn item(&self, locked: &LockedItem, suites: &[String]) -> Result<Item> {
+        let mut urls = Vec::new();
+        for suite in suites.iter().filter(|suite| archive_of(suite) == locked.archive) {
+            match self.mirrors.of_suite(suite) {
+                Ok(mirrors) => urls.extend(mirrors.iter().map(|mirror| format!("{}/{}", mirror.uri, locked.path))),
+                // Only what has to be fetched needs a mirror.
+                Err(_) if self.downloader.is_offline() || self.downloader.store().has(&locked.sha256) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        urls.dedup();
+        Ok(Item {
+            name: locked.describe(),
+            urls,
+            sha256: locked.sha256,
+            size: locked.size,
+            missing_hint: format!(
+                "archives drop a package when a newer one replaces it (debian-security at once): run `imgbuild lock \
+                 --update` to move to what {} has now, or name a mirror that keeps old packages with --mirror URL",
+                locked.archive
+            ),
+        })
+    }
+
+    fn take_file(&self, locked: &LockedItem) -> Result<()> {
+        let store = self.downloader.store();
+        if store.has(&locked.sha256) {
+            return Ok(());
+        }
+        let path = self.base.join(&locked.path);
+        let file = File::open(&path).map_err(|e| missing_file(&locked.path, e))?;
+        store.put_reader(file, Some(&locked.sha256)).with_context(|| {
+            let failure = Failure::verification(format!("file {} is not the one the cluster file names", locked.path));
+            failure.hint("correct its sha256 in the cluster file, or bring back the file")
+        })?;
+        Ok(())
+    }
+}
+
+fn missing_file(path: &str, error: std::io::Error) -> Failure {
+    Failure::user(format!("reading the input file {path}"))
+        .hint("its path is relative to the cluster file")
+        .caused_by(error)
+}
+
+fn deb_items(universe: &Universe, deb: &DebRequest) -> Result<Vec<LockedItem>, Failure> {
+    let wanted = Wanted {
+        architecture: deb.architecture.clone(),
+        packages: deb.packages.iter().cloned().collect(),
+        excludes: deb.excludes.clone(),
+        essential: deb.essential,
+    };
+    let item = |package: &super::deb::index::Package| LockedItem {
+        kind: ItemKind::Deb,
+        name: package.name.to_string(),
+        version: package.version.to_string(),
+        architecture: package.architecture.to_string(),
+        archive: archive_of(&universe.suites[usize::from(package.suite)]).to_owned(),
+        path: package.path.to_string(),
+        size: package.size,
+        sha256: package.sha256,
+    };
+    let named = |package: &&super::deb::index::Package| deb.dependencies || deb.packages.contains(&*package.name);
+    Ok(resolve(universe, &wanted)?.into_iter().filter(named).map(item).collect())
+}

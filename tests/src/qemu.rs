@@ -359,8 +359,10 @@ impl Vm {
         }
     }
 
-    /// The shell is there once systemd runs; until then the kernel reads the line and nobody answers.
+    /// The shell is there once systemd runs; until then nobody answers. Before the kernel runs, this must be silent:
+    /// firmware and boot loader read the second line, too, and `e` opens systemd-boot's editor.
     fn open_shell(&mut self) {
+        self.wait_for("Linux version", Duration::from_secs(30));
         let limit = self.accelerator.scale(Duration::from_secs(60));
         let deadline = Instant::now() + limit;
         // Written in two parts, so that the echo of this line is not taken for its answer.

@@ -1,44 +1,84 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Lists the files of `rootfs-overlays`, so that they become part of the one binary. No other logic.
+//! Prepares what `imgbuild` carries inside itself, to stay one binary: the files of `rootfs-overlays`, and the static
+//! `firstboot`. `IMGBUILD_FIRSTBOOT_AMD64=/path/to/firstboot` embeds a ready-made one instead of building it.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::{env, io};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-fn main() -> io::Result<()> {
-    let root = Path::new(&env::var("CARGO_MANIFEST_DIR").map_err(io::Error::other)?).join("../rootfs-overlays");
-    let root = root.canonicalize()?;
-    println!("cargo::rerun-if-changed={}", root.display());
-    let mut out = String::from("&[\n");
-    list(&root, &root, &mut out)?;
-    out.push_str("]\n");
-    let to = Path::new(&env::var("OUT_DIR").map_err(io::Error::other)?).join("overlays.rs");
-    fs::write(to, out)
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Failure> {
+    let workspace = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("..").canonicalize()?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    for input in ["Cargo.toml", "Cargo.lock", "firstboot", "profiles/src", "profiles/Cargo.toml", "rootfs-overlays"] {
+        println!("cargo::rerun-if-changed={}", workspace.join(input).display());
+    }
+    println!("cargo::rerun-if-env-changed=IMGBUILD_FIRSTBOOT_AMD64");
+
+    let overlays = workspace.join("rootfs-overlays");
+    let mut list = String::from("&[\n");
+    list_overlays(&overlays, &overlays, &mut list)?;
+    list.push_str("]\n");
+    fs::write(out.join("overlays.rs"), list)?;
+
+    let firstboot = match std::env::var_os("IMGBUILD_FIRSTBOOT_AMD64") {
+        Some(path) => PathBuf::from(path),
+        None => build_firstboot(&workspace, &out, "x86_64-unknown-linux-gnu")?,
+    };
+    println!("cargo::rustc-env=IMGBUILD_FIRSTBOOT_AMD64_FILE={}", firstboot.display());
+    println!("cargo::rerun-if-changed={}", firstboot.display());
+    Ok(())
 }
 
 /// One line for each file and link below `dir`, sorted: the path, and what is there.
-fn list(root: &Path, dir: &Path, out: &mut String) -> io::Result<()> {
-    let mut entries = fs::read_dir(dir)?.collect::<io::Result<Vec<_>>>()?;
+fn list_overlays(root: &Path, dir: &Path, out: &mut String) -> Result<(), Failure> {
+    let mut entries = fs::read_dir(dir)?.collect::<Result<Vec<_>, _>>()?;
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
         let path = entry.path();
         let meta = fs::symlink_metadata(&path)?;
-        let name = path.strip_prefix(root).map_err(io::Error::other)?.display().to_string();
-        // Writing to a string cannot fail.
+        let name = path.strip_prefix(root)?.display().to_string();
         if meta.is_dir() {
-            list(root, &path, out)?;
+            list_overlays(root, &path, out)?;
         } else if meta.is_symlink() {
             let target = fs::read_link(&path)?.display().to_string();
-            let _ = writeln!(out, "({name:?}, Embedded::Link({target:?})),");
+            writeln!(out, "({name:?}, Embedded::Link({target:?})),")?;
         } else {
             // As git keeps it: executable or not.
             let executable = meta.permissions().mode() & 0o100 != 0;
             let path = path.display().to_string();
-            let _ = writeln!(out, "({name:?}, Embedded::File(include_bytes!({path:?}), {executable})),");
+            writeln!(out, "({name:?}, Embedded::File(include_bytes!({path:?}), {executable})),")?;
         }
     }
     Ok(())
+}
+
+/// Runs a second cargo with a target folder of its own: the outer one holds the lock of the usual folder.
+fn build_firstboot(workspace: &Path, out: &Path, target: &str) -> Result<PathBuf, Failure> {
+    // OUT_DIR is <target folder>/<profile>/build/<package>-<hash>/out; debug and release share one firstboot.
+    let target_dir = out.ancestors().nth(4).ok_or("OUT_DIR is too short")?.join("firstboot-static");
+    let home = std::env::var("CARGO_HOME").or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))?;
+    // Panic messages hold source paths: mapped, so that the binary is the same wherever it was built.
+    let flags = format!(
+        "-C target-feature=+crt-static --remap-path-prefix={}=imgbuild --remap-path-prefix={home}=cargo",
+        workspace.display()
+    );
+    let mut cargo = Command::new(std::env::var("CARGO")?);
+    cargo.args(["build", "--quiet", "--package", "firstboot", "--profile", "firstboot", "--target", target]);
+    cargo.arg("--target-dir").arg(&target_dir).current_dir(workspace).env("RUSTFLAGS", flags);
+    // What the outer cargo (or clippy) set for its own compilation does not concern the inner one.
+    for name in
+        ["CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CLIPPY_ARGS", "CARGO_TARGET_DIR"]
+    {
+        cargo.env_remove(name);
+    }
+    let status = cargo.status()?;
+    if !status.success() {
+        return Err(format!("building firstboot for {target} failed: {status}").into());
+    }
+    Ok(target_dir.join(target).join("firstboot").join("firstboot"))
 }

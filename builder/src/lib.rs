@@ -1,11 +1,15 @@
 //! Inputs to images: resolve, fetch, verify, assemble, pack. Knows nothing of a running node.
 
+pub mod assemble;
+pub mod cli;
+pub mod commands;
 pub mod elf;
 pub mod error;
 pub mod image;
 pub mod inputs;
 pub mod lock;
 pub mod output;
+pub mod pki;
 pub mod proof;
 pub mod store;
 pub mod tree;

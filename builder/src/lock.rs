@@ -40,6 +40,9 @@ pub struct LockedInput {
     /// Suites it was found in.
     #[serde(default)]
     pub suites: Vec<String>,
+    /// Date of the newest of them (`Date` of the Release file), seconds since 1970; 0 where there is none.
+    #[serde(default)]
+    pub date: u32,
     /// Its files, sorted by name.
     pub items: Vec<LockedItem>,
 }
@@ -156,6 +159,9 @@ impl Lock {
             writeln!(out, "request = \"{}\"", input.request)?;
             let suites: Vec<String> = input.suites.iter().map(|suite| string(suite)).collect();
             writeln!(out, "suites = [{}]", suites.join(", "))?;
+            if input.date != 0 {
+                writeln!(out, "date = {}", input.date)?;
+            }
             writeln!(out, "items = [")?;
             for item in &input.items {
                 out.push_str("  { ");
@@ -205,9 +211,18 @@ impl Lock {
     }
 }
 
-/// A TOML basic string.
+/// A TOML basic string: the `toml` crate would choose a form by content, some of which are no keys.
 fn string(text: &str) -> String {
-    toml::Value::String(text.to_owned()).to_string()
+    let mut out = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_control() => out.push_str(&format!("\\u{:04X}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
 }
 
 #[cfg(test)]
@@ -230,10 +245,10 @@ mod tests {
         let mut lock = Lock::default();
         let suites = vec!["bookworm".to_owned(), "bookworm-security".to_owned()];
         let items = vec![item(ItemKind::Deb, "bash", "debian"), item(ItemKind::Deb, "curl", "debian-security")];
-        lock.inputs.insert("os".into(), LockedInput { request: Digest::of(b"os"), suites, items });
+        lock.inputs.insert("os".into(), LockedInput { request: Digest::of(b"os"), suites, date: 1_768_038_912, items });
         let mut file = item(ItemKind::File, "motd", "");
         (file.version, file.architecture) = (String::new(), String::new());
-        let files = LockedInput { request: Digest::of(b"f"), suites: vec![], items: vec![file] };
+        let files = LockedInput { request: Digest::of(b"f"), suites: vec![], date: 0, items: vec![file] };
         lock.inputs.insert("k8s.gcr.io/pause:3.2".into(), files);
         lock
     }
@@ -251,13 +266,16 @@ mod tests {
         request = "252f10c83610ebca1a059c0bae8255eba2f95be4d1d7bcfa89d7248a82d9f111"
         suites = []
         items = [
-          { kind = "file", name = "motd", path = "pool/main/motd.deb", size = 7, sha256 = "b47c34c0ffa29e50c6d6b3ad73bd2c35ff8d40f2be9cf7b7d5c7f8c1c8eb5df3" },
+          { kind = "file", name = "motd", path = "pool/main/motd.deb", size = 7, sha256 = "5faab372d8fe1b009a0c4945bc68d38a90ff15acd62bc66d033be56714c03d9a" },
         ]
 
         [input."os"]
-        request = "57ac1cb4ab0e3b1ba0b5a5ea3f9c9b1b"
+        request = "840a8dcfeae95966a870b0b5257997ce94cbc19dd979409d1671d2e93a9e0de6"
         suites = ["bookworm", "bookworm-security"]
+        date = 1768038912
         items = [
+          { kind = "deb", name = "bash", version = "5.2.15-2+b2", architecture = "amd64", archive = "debian", path = "pool/main/bash.deb", size = 7, sha256 = "37d2b12d5d9abc2a364ef9448767ee03938e383c0284193477dc7618f4b7c6c2" },
+          { kind = "deb", name = "curl", version = "5.2.15-2+b2", architecture = "amd64", archive = "debian-security", path = "pool/main/curl.deb", size = 7, sha256 = "427e4b79b1f0fc90306cbe064b1297b21dc6835bfa656d3bf46bc156e3f24bb0" },
         ]
         "#);
     }

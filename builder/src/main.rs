@@ -1,2 +1,10 @@
 //! The `imgbuild` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use imgbuild::cli::Cli;
+
+fn main() -> ExitCode {
+    imgbuild::commands::run(&Cli::parse())
+}

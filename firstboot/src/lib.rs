@@ -1,1 +1,28 @@
-//! Converges a node.
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Converges a node from its profile, and is PID 1 of the initramfs that brings it up.
+//!
+//! This crate knows nothing of how images are made. It talks to the node through two seams only, [`runner::Runner`]
+//! (programs) and [`host::Host`] (clock, addresses, the kernel), so that everything else is tested without root.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod cert;
+pub mod cli;
+pub mod console;
+pub mod context;
+pub mod engine;
+pub mod failure;
+pub mod files;
+pub mod host;
+pub mod init;
+pub mod journal;
+pub mod node;
+pub mod payload;
+pub mod rendered;
+pub mod runner;
+pub mod seed;
+pub mod status;
+pub mod steps;
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! The node profile: everything one node must know, and nothing more. Rendered by the builder into the seed,
 //! read by firstboot. Both sides use these very types, so a profile that builds is a profile that converges.
 
@@ -80,6 +81,9 @@ pub struct Node {
     pub address: IpNet,
     /// MAC address of the interface that carries `address`, lower case; `None`: the only Ethernet interface.
     pub mac: Option<String>,
+    /// Name of that interface; masters behind keepalived have one.
+    #[serde(default)]
+    pub interface: Option<String>,
     /// The pod subnet of this node (bridge plugin: static share of the pod network).
     pub pod_subnet: Option<IpNet>,
     /// Kubernetes node labels.

@@ -1,1 +1,16 @@
-//! See the crate's README section.
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What the tests of whole images share: a QEMU harness, other people's tools, the image under test, and a small
+//! package archive that can be made to misbehave. Knows imgbuild only by its command line and docs/contracts.md.
+//!
+//! A tool that is missing fails a test, naming its package; nothing is skipped. `tests/install-tools` installs them all.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
+
+pub mod archive;
+pub mod build;
+pub mod cli;
+pub mod disk;
+pub mod qemu;
+pub mod serial;
+pub mod tool;

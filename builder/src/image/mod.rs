@@ -1,1 +1,10 @@
-//! See docs/contracts.md.
+//! Image formats, one module each. Nothing here knows of Kubernetes or of a running node. See docs/contracts.md.
+
+pub mod cpio;
+pub mod fat;
+pub mod gpt;
+pub mod oci;
+pub mod squashfs;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+pub(crate) mod testing;

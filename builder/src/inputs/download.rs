@@ -45,6 +45,9 @@ pub struct Options {
     pub backoff: Duration,
     /// When a silent connection counts as dead.
     pub stall: Duration,
+    /// Whether to check the content of everything that is there already, which takes a second for each gigabyte, and
+    /// fetch again what is corrupt. Without, only sizes are: content is checked when an object is opened.
+    pub recheck: bool,
 }
 
 impl Default for Options {
@@ -55,6 +58,7 @@ impl Default for Options {
             attempts: 4,
             backoff: Duration::from_millis(500),
             stall: Duration::from_secs(30),
+            recheck: false,
         }
     }
 }
@@ -126,7 +130,7 @@ impl Downloader {
         self.options.offline
     }
 
-    /// Brings all items into the store; those that are there are checked, and fetched again if corrupt.
+    /// Brings all items into the store; see [`Options::recheck`] for those that are there.
     ///
     /// # Errors
     /// The first that leaves no hope, or all files that no mirror has. What came so far is kept.
@@ -157,6 +161,8 @@ impl Downloader {
     fn is_there(&self, item: &Item) -> bool {
         match self.store.size(&item.sha256) {
             None => false,
+            Some(size) if size == item.size && !self.options.recheck => true,
+            // Removes what is corrupt.
             Some(_) => match self.store.verify(&item.sha256) {
                 Ok(()) => true,
                 Err(e) => {

@@ -197,12 +197,37 @@ fn a_corrupt_object_is_fetched_again() {
     s.fetch(std::slice::from_ref(&item)).unwrap();
     fs::remove_file(s.store.path(&item.sha256)).unwrap();
     fs::write(s.store.path(&item.sha256), b"xxxx content of a package").unwrap();
-    let fresh = Store::open(s.store.root()).unwrap();
-    Downloader::new(&fresh, &Proxies::default(), options(), Progress::hidden())
-        .unwrap()
-        .fetch(&[item.clone()])
-        .unwrap();
-    Store::open(s.store.root()).unwrap().verify(&item.sha256).unwrap();
+    let items = [item.clone()];
+    let open = || Store::open(s.store.root()).unwrap();
+    let fetch =
+        |options| Downloader::new(&open(), &Proxies::default(), options, Progress::hidden()).unwrap().fetch(&items);
+    fetch(options()).unwrap();
+    assert!(open().has(&item.sha256), "only looked at");
+    fetch(Options { recheck: true, ..options() }).unwrap();
+    open().verify(&item.sha256).unwrap();
+    // Another size is always seen.
+    fs::remove_file(s.store.path(&item.sha256)).unwrap();
+    fs::write(s.store.path(&item.sha256), b"x").unwrap();
+    fetch(options()).unwrap();
+    open().verify(&item.sha256).unwrap();
+}
+
+#[test]
+fn two_builds_fetch_a_file_once() {
+    let s = setup();
+    let item = s.item("a", BYTES);
+    s.mirror.moods("a", &[Mood::Stall(3)]);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let store = Store::open(s.store.root()).unwrap();
+                let downloader = Downloader::new(&store, &Proxies::default(), options(), Progress::hidden()).unwrap();
+                downloader.fetch(std::slice::from_ref(&item)).unwrap();
+            });
+        }
+    });
+    assert_eq!(s.mirror.requests(), ["/a", "/a 3-"]);
+    assert_eq!(s.leftovers(), 0);
 }
 
 #[test]

@@ -9,3 +9,4 @@ mod fake_mirror;
 mod http;
 pub mod mirror;
 pub mod request;
+pub mod source;

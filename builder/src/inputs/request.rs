@@ -59,6 +59,8 @@ pub struct DebRequest {
     pub architecture: String,
     /// Names of packages, each perhaps with `=version`.
     pub packages: BTreeSet<String>,
+    /// Whether what they depend on comes too.
+    pub dependencies: bool,
     /// Packages that count as there already: never pulled in.
     pub excludes: BTreeSet<String>,
     /// Whether to add all essential packages.
@@ -179,7 +181,7 @@ impl Session<'_> {
         digest: Digest,
         universes: &mut BTreeMap<(Origin, String), Universe>,
     ) -> Result<LockedInput> {
-        let (suites, mut items) = match request {
+        let (suites, date, mut items) = match request {
             Request::Deb(deb) => {
                 let key = (deb.origin.clone(), deb.architecture.clone());
                 let universe = match universes.entry(key) {
@@ -194,7 +196,7 @@ impl Session<'_> {
                         )?)
                     }
                 };
-                (deb.origin.suites.clone(), deb_items(universe, deb)?)
+                (deb.origin.suites.clone(), universe.date, deb_items(universe, deb)?)
             }
             Request::Source(source) => {
                 let origin = &source.origin;
@@ -204,7 +206,7 @@ impl Session<'_> {
                     &source.package,
                     &source.version,
                 )?;
-                (origin.suites.clone(), files)
+                (origin.suites.clone(), 0, files)
             }
             Request::File(file) => {
                 let size =
@@ -219,11 +221,11 @@ impl Session<'_> {
                     size,
                     sha256: file.sha256,
                 };
-                (Vec::new(), vec![item])
+                (Vec::new(), 0, vec![item])
             }
         };
         items.sort_by(|a, b| (&a.name, &a.path).cmp(&(&b.name, &b.path)));
-        Ok(LockedInput { request: digest, suites, items })
+        Ok(LockedInput { request: digest, suites, date, items })
     }
 
     fn repository(&self, origin: &Origin) -> Result<Repository<'_>> {
@@ -316,5 +318,8 @@ fn deb_items(universe: &Universe, deb: &DebRequest) -> Result<Vec<LockedItem>, F
         size: package.size,
         sha256: package.sha256,
     };
-    Ok(resolve(universe, &wanted)?.into_iter().map(item).collect())
+    let names: BTreeSet<&str> =
+        deb.packages.iter().map(|name| name.split_once('=').map_or(name.as_str(), |(name, _)| name)).collect();
+    let named = |package: &&super::deb::index::Package| deb.dependencies || names.contains(&*package.name);
+    Ok(resolve(universe, &wanted)?.into_iter().filter(named).map(item).collect())
 }

@@ -1,1 +1,10 @@
-//! See docs/contracts.md.
+//! Outputs: what a build leaves behind, and how to look into it again. See docs/contracts.md, section 4.
+
+pub mod disk;
+pub mod esp;
+pub mod inspect;
+mod place;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod disk_tests;

@@ -13,7 +13,7 @@ mod object;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -86,43 +86,32 @@ impl Store {
     /// Opens an object for reading. Its content is checked when this process opens it for the first time.
     ///
     /// # Errors
-    /// If it is not there or is corrupt; see [`Store::verify`].
+    /// If it is not there or is corrupt. A corrupt object is removed, so that the next build fetches or makes it again.
     pub fn open_object(&self, digest: &Digest) -> Result<File> {
-        self.verify(digest)?;
-        let path = self.path(digest);
-        File::open(&path).with_context(|| format!("opening store object {}", path.display()))
-    }
-
-    /// Checks an object's content against its name, once per process.
-    ///
-    /// # Errors
-    /// If it is not there, or is corrupt. A corrupt object is removed, so that the next build fetches or makes it again.
-    pub fn verify(&self, digest: &Digest) -> Result<()> {
         let path = self.path(digest);
         let mut file = File::open(&path).map_err(|e| self.missing(digest, e))?;
         let check = self.check(digest);
-        let mut read_error = None;
         let outcome = check.get_or_init(|| match Digest::of_reader(&mut file) {
             Ok((found, _)) if found == *digest => None,
             Ok((found, size)) => Some(format!("its {size} bytes have sha256 {found}")),
-            Err(e) => {
-                let text = e.to_string();
-                read_error = Some(e);
-                Some(format!("it cannot be read: {text}"))
-            }
+            Err(e) => Some(format!("it cannot be read: {e}")),
         });
-        let Some(problem) = outcome else { return Ok(()) };
+        let Some(problem) = outcome else {
+            file.rewind().with_context(|| format!("reading store object {}", path.display()))?;
+            return Ok(file);
+        };
         let failure = Failure::verification(format!("store object {digest} is corrupt: {problem}"));
-        let failure = match std::fs::remove_file(&path) {
+        self.forget(digest);
+        Err(match std::fs::remove_file(&path) {
             Ok(()) => failure.hint("it was removed: run the same command again to fetch or make it anew"),
             Err(_) => failure.hint(format!("remove {} and run the same command again", path.display())),
-        };
-        self.forget(digest);
-        Err(match read_error {
-            Some(e) => failure.caused_by(e),
-            None => failure,
         }
         .into())
+    }
+
+    /// Checks an object's content against its name, once per process; fails as [`Store::open_object`] does.
+    pub fn verify(&self, digest: &Digest) -> Result<()> {
+        self.open_object(digest).map(drop)
     }
 
     fn missing(&self, digest: &Digest, error: io::Error) -> Failure {

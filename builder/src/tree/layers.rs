@@ -122,6 +122,22 @@ pub fn merge(packages: &[Package<'_>]) -> Result<FileTree> {
     Ok(tree)
 }
 
+/// The files of an archive as they are: nothing merged, nothing left out.
+///
+/// # Errors
+/// A path that leads through something that is not a directory.
+pub fn plain(archive: &Archive) -> Result<FileTree> {
+    let mut tree = FileTree::new();
+    for entry in &archive.entries {
+        let mut converted = convert(archive, entry, &entry.path);
+        if let ArchiveKind::HardLink(target) = &entry.kind {
+            converted.kind = Kind::HardLink(target.clone());
+        }
+        tree.insert(&entry.path, converted)?;
+    }
+    Ok(tree)
+}
+
 /// A tree with the links of a merged `/usr` and nothing else.
 fn skeleton() -> Result<FileTree> {
     let mut tree = FileTree::new();

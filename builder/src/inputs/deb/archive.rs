@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::names::{Names, What, clean};
+use super::pax::Extra;
 use crate::error::Failure;
 use crate::store::{Digest, Store, step_key};
 
@@ -164,62 +165,62 @@ fn index(store: &Store, stream: impl Read) -> Result<Archive> {
     let mut tar = tar::Archive::new(Tee { from: stream, to: &mut writer });
     let mut names = Names::default();
     let mut entries = Vec::new();
-    for entry in tar.entries().context("reading a tar archive")? {
+    let mut extra = Extra::default();
+    // Raw: the crate's own handling of pax records takes a line end inside a value, as binary attributes may have, for
+    // the end of the record.
+    for entry in tar.entries().context("reading a tar archive")?.raw(true) {
         let mut entry = entry.context("reading a tar archive")?;
-        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        if let Some(entry) = read_entry(&mut entry, &mut names).with_context(|| format!("reading member `{path}`"))? {
-            entries.push(entry);
+        if extra.read(&mut entry)? {
+            continue;
         }
+        let extra = std::mem::take(&mut extra);
+        let path = extra.path.clone().unwrap_or_else(|| entry.path_bytes().into_owned());
+        let about = || format!("reading member `{}`", String::from_utf8_lossy(&path));
+        entries.push(read_entry(&entry, &path, extra, &mut names).with_context(about)?);
     }
     // The padding after the last entry belongs to the object, and decompressors check their sums at its end.
     io::copy(&mut tar.into_inner(), &mut io::sink()).context("reading the end of a tar archive")?;
     Ok(Archive { tar: writer.commit(None)?.0, entries })
 }
 
-/// Turns a tar header into an entry; `None` for headers that are about the archive itself.
-fn read_entry(entry: &mut tar::Entry<'_, impl Read>, names: &mut Names) -> Result<Option<ArchiveEntry>> {
+/// Turns a tar header, and the headers that came before it, into an entry.
+fn read_entry(
+    entry: &tar::Entry<'_, impl Read>,
+    raw_path: &[u8],
+    extra: Extra,
+    names: &mut Names,
+) -> Result<ArchiveEntry> {
     use tar::EntryType;
-    let kind = entry.header().entry_type();
-    if kind == EntryType::XGlobalHeader {
-        return Ok(None);
+    let path = clean(raw_path)?;
+    let header = entry.header();
+    if extra.size.is_some_and(|size| Some(size) != header.entry_size().ok()) {
+        bail!("files of 8 GiB and more in tar archives are not supported");
     }
-    let path = clean(&entry.path_bytes())?;
-    let link = |entry: &tar::Entry<'_, _>| match entry.link_name_bytes() {
-        Some(name) => Ok(name.into_owned()),
+    let link = || match extra.link.clone().or_else(|| header.link_name_bytes().map(|name| name.into_owned())) {
+        Some(name) => Ok(name),
         None => bail!("a link without a target"),
     };
-    let device = |header: &tar::Header| -> Result<(u32, u32)> {
+    let device = || -> Result<(u32, u32)> {
         Ok((
             header.device_major()?.context("a device without a major number")?,
             header.device_minor()?.context("a device without a minor number")?,
         ))
     };
-    let xattrs = xattrs(entry)?;
-    let header = entry.header();
-    let (what, kind) = match kind {
+    let (what, kind) = match header.entry_type() {
         EntryType::Directory => (What::Dir, ArchiveKind::Dir),
+        // Before ustar, a directory was a file whose name ends in a slash.
+        EntryType::Regular if raw_path.ends_with(b"/") => (What::Dir, ArchiveKind::Dir),
         EntryType::Regular | EntryType::Continuous => {
-            // Before ustar, a directory was a file whose name ends in a slash.
-            if entry.path_bytes().ends_with(b"/") {
-                (What::Dir, ArchiveKind::Dir)
-            } else {
-                (What::File, ArchiveKind::File { offset: entry.raw_file_position(), len: entry.size() })
-            }
+            (What::File, ArchiveKind::File { offset: entry.raw_file_position(), len: entry.size() })
         }
-        EntryType::Symlink => {
-            let target = link(entry)?;
-            (What::Symlink, ArchiveKind::Symlink(names.symlink_target(&path, &target)?))
-        }
-        EntryType::Link => {
-            let target = names.hard_link_target(&link(entry)?)?;
-            (What::File, ArchiveKind::HardLink(target))
-        }
+        EntryType::Symlink => (What::Symlink, ArchiveKind::Symlink(names.symlink_target(&path, &link()?)?)),
+        EntryType::Link => (What::File, ArchiveKind::HardLink(names.hard_link_target(&link()?)?)),
         EntryType::Char => {
-            let (major, minor) = device(header)?;
+            let (major, minor) = device()?;
             (What::Special, ArchiveKind::CharDevice { major, minor })
         }
         EntryType::Block => {
-            let (major, minor) = device(header)?;
+            let (major, minor) = device()?;
             (What::Special, ArchiveKind::BlockDevice { major, minor })
         }
         EntryType::Fifo => (What::Special, ArchiveKind::Fifo),
@@ -227,31 +228,15 @@ fn read_entry(entry: &mut tar::Entry<'_, impl Read>, names: &mut Names) -> Resul
     };
     names.add(&path, what)?;
     let number = |value: u64, what: &str| u32::try_from(value).with_context(|| format!("{what} {value} is too big"));
-    Ok(Some(ArchiveEntry {
+    Ok(ArchiveEntry {
         path,
         kind,
         mode: (header.mode()? & 0o7777) as u16,
-        uid: number(header.uid()?, "user id")?,
-        gid: number(header.gid()?, "group id")?,
-        mtime: u32::try_from(header.mtime()?).unwrap_or(u32::MAX),
-        xattrs,
-    }))
-}
-
-/// The extended attributes, which GNU tar and bsdtar write as pax records `SCHILY.xattr.<name>`.
-fn xattrs(entry: &mut tar::Entry<'_, impl Read>) -> Result<BTreeMap<String, Vec<u8>>> {
-    let mut out = BTreeMap::new();
-    let Some(records) = entry.pax_extensions()? else { return Ok(out) };
-    for record in records {
-        let record = record?;
-        let key = record.key().context("a pax record whose key is not UTF-8")?;
-        if let Some(name) = key.strip_prefix("SCHILY.xattr.") {
-            out.insert(name.to_owned(), record.value_bytes().to_owned());
-        } else if key.starts_with("GNU.sparse.") {
-            bail!("sparse files in tar archives are not supported");
-        }
-    }
-    Ok(out)
+        uid: number(extra.uid.map_or_else(|| header.uid(), Ok)?, "user id")?,
+        gid: number(extra.gid.map_or_else(|| header.gid(), Ok)?, "group id")?,
+        mtime: u32::try_from(extra.mtime.map_or_else(|| header.mtime(), Ok)?).unwrap_or(u32::MAX),
+        xattrs: extra.xattrs,
+    })
 }
 
 /// Passes on what it reads.
@@ -319,3 +304,7 @@ pub(crate) fn decompress<'a>(mut reader: impl Read + Send + 'a) -> Result<Box<dy
         _ => Box::new(reader),
     })
 }
+
+#[cfg(test)]
+#[path = "archive_tests.rs"]
+mod tests;

@@ -61,3 +61,30 @@ pub fn fields(paragraph: &str) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
 pub fn field<'a>(paragraph: &'a str, name: &str) -> Option<Cow<'a, str>> {
     fields(paragraph).find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn paragraphs_and_fields() {
+        let text = "# comment\nA: 1\nB:\n x\n  y\n# comment\n z\n\n \nC: 2\r\n\n\n";
+        let found: Vec<Vec<(String, String)>> = paragraphs(text)
+            .map(|paragraph| fields(paragraph).map(|(name, value)| (name.to_owned(), value.into_owned())).collect())
+            .collect();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(found, [vec![pair("A", "1"), pair("B", "\nx\n y\nz")], vec![pair("C", "2")]]);
+        assert_eq!(field("a: 1\nVersion: 2", "version").as_deref(), Some("2"));
+    }
+
+    proptest! {
+        #[test]
+        fn it_never_panics(text in "([A-Z]:| |\n|#|\\PC){0,30}") {
+            for paragraph in paragraphs(&text) {
+                fields(paragraph).count();
+            }
+        }
+    }
+}

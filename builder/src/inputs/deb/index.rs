@@ -48,11 +48,13 @@ pub struct Package {
 pub struct Universe {
     /// The suites, in the order they were added.
     pub suites: Vec<String>,
+    /// Date of the newest of them, seconds since 1970.
+    pub date: u32,
     packages: Vec<Package>,
     /// Package numbers by name, the highest version first.
     names: HashMap<Box<str>, Vec<u32>>,
-    /// Who provides a virtual package, and in which version.
-    providers: HashMap<Box<str>, Vec<(u32, Option<Box<str>>)>>,
+    /// Who provides a virtual package.
+    providers: HashMap<Box<str>, Vec<u32>>,
 }
 
 impl Universe {
@@ -91,16 +93,16 @@ impl Universe {
         }
         for (number, package) in packages.iter().enumerate() {
             for relation in groups(&package.provides).flatten() {
-                let version = relation.constraint.filter(|(op, _)| *op == Op::Equal).map(|(_, version)| version.into());
-                self.providers.entry(relation.name.into()).or_default().push((number as u32, version));
+                self.providers.entry(relation.name.into()).or_default().push(number as u32);
             }
         }
         #[allow(clippy::iter_over_hash_type, reason = "each value is sorted by itself")]
         for providers in self.providers.values_mut() {
-            providers.sort_by_key(|(number, _)| {
+            providers.sort_by_key(|number| {
                 let package = &packages[*number as usize];
                 (package.priority, package.name.clone(), Reverse(*number))
             });
+            providers.dedup();
         }
     }
 
@@ -130,7 +132,7 @@ impl Universe {
     }
 
     /// Who provides a virtual package, the most important first.
-    pub(super) fn providers(&self, name: &str) -> &[(u32, Option<Box<str>>)] {
+    pub(super) fn providers(&self, name: &str) -> &[u32] {
         self.providers.get(name).map_or(&[], Vec::as_slice)
     }
 }

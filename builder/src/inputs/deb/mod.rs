@@ -4,9 +4,12 @@
 
 pub mod archive;
 pub mod control;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod index;
 mod names;
 pub mod openpgp;
+mod pax;
 pub mod relation;
 pub mod release;
 pub mod repository;

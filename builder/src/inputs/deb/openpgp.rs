@@ -99,7 +99,7 @@ impl Keyring {
             if is_issuer(signature, &key.primary_key) {
                 return check_key(signature, text, &key.primary_key, || primary_problem(key, signature, now));
             }
-            for subkey in key.public_subkeys.iter().filter(|subkey| is_issuer(signature, &subkey.key)) {
+            if let Some(subkey) = key.public_subkeys.iter().find(|subkey| is_issuer(signature, &subkey.key)) {
                 let problem =
                     || primary_problem(key, signature, now).or_else(|| subkey_problem(key, subkey, signature, now));
                 return check_key(signature, text, &subkey.key, problem);
@@ -200,3 +200,7 @@ fn expiry_problem(
     }
     None
 }
+
+#[cfg(test)]
+#[path = "openpgp_tests.rs"]
+mod tests;

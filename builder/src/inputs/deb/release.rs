@@ -18,6 +18,8 @@ pub struct Release {
     pub names: Vec<String>,
     /// `Date`, as written.
     pub date: String,
+    /// The same in seconds since 1970; 0 where there is none.
+    pub seconds: u32,
     /// `Valid-Until`, seconds since 1970.
     pub valid_until: Option<i64>,
     /// Whether indices can be had under the name of their hash.
@@ -56,6 +58,7 @@ impl Release {
         }
         Ok(Self {
             names: [get("Suite"), get("Codename")].into_iter().flatten().collect(),
+            seconds: get("Date").and_then(|date| u32::try_from(seconds(&date)?).ok()).unwrap_or(0),
             date: get("Date").unwrap_or_default(),
             valid_until,
             by_hash: get("Acquire-By-Hash").as_deref() == Some("yes"),

@@ -48,8 +48,10 @@ impl Repository<'_> {
     /// Everything that the components of the suites have for an architecture.
     pub fn universe(&self, suites: &[String], components: &[String], architecture: &str) -> Result<Universe> {
         let mut found = Vec::new();
+        let mut date = 0;
         for suite in suites {
             let suite = self.suite(suite)?;
+            date = date.max(suite.release.seconds);
             for component in components {
                 found.push((suite.name.clone(), suite.index(&format!("{component}/binary-{architecture}/Packages"))?));
             }
@@ -57,6 +59,7 @@ impl Repository<'_> {
         let items: Vec<Item> = found.iter().map(|(_, item)| item.clone()).collect();
         self.downloader.fetch(&items)?;
         let mut universe = Universe::default();
+        universe.date = date;
         for (suite, item) in found {
             universe.add(&suite, self.open(&item)?)?;
         }
@@ -172,11 +175,14 @@ impl Suite {
     }
 }
 
-/// Whether a version is the wanted one, or its upstream version begins with it: `1.20.2` is `1.20.2+really…-1`, but
-/// `1.2` is not `1.20.2-1`.
+/// Whether a version is the wanted one, or its upstream version begins with it: `1.20.2` is `1.20.2+dfsg-1`, but
+/// `1.2` is not `1.20.2-1`. Where Debian went back to an older release without lowering the version number,
+/// `1.20.5+really1.20.2-1`, the release is what follows.
 fn matches(version: &str, wanted: &str) -> bool {
-    let prefix = |rest: &str| !rest.starts_with(|c: char| c.is_ascii_digit());
-    version == wanted || version::upstream(version).strip_prefix(wanted).is_some_and(prefix)
+    let upstream = version::upstream(version);
+    let really = upstream.split_once("+really").map_or(upstream, |(_, really)| really.trim_start_matches('-'));
+    let ends = |rest: &str| !rest.starts_with(|c: char| c.is_ascii_digit());
+    version == wanted || upstream == wanted || really.strip_prefix(wanted).is_some_and(ends)
 }
 
 /// Finds a source package in a `Sources` index, a paragraph at a time.

@@ -135,7 +135,7 @@ impl<'a> Solver<'a, '_> {
             return Vec::new();
         }
         let real = self.candidate(relation.name).into_iter();
-        let providers = self.universe.providers(relation.name).iter().map(|(number, _)| *number);
+        let providers = self.universe.providers(relation.name).iter().copied();
         real.chain(providers.filter(|number| self.candidate(&self.universe.package(*number).name) == Some(*number)))
             .filter(|number| self.universe.package(*number).satisfies(relation))
             .collect()
@@ -185,7 +185,7 @@ impl<'a> Solver<'a, '_> {
                 .universe
                 .providers(relation.name)
                 .iter()
-                .any(|(number, _)| satisfied(&self.universe.package(*number).name))
+                .any(|number| satisfied(&self.universe.package(*number).name))
     }
 
     /// The names under which a package is known: its own and those it provides.
@@ -210,8 +210,7 @@ impl<'a> Solver<'a, '_> {
     /// A chosen package that the given one says it conflicts with.
     fn conflicts_of(&self, number: u32) -> Option<(Relation<'a>, u32)> {
         groups(&self.universe.package(number).conflicts).flatten().find_map(|relation| {
-            let providers =
-                self.universe.providers(relation.name).iter().map(|(n, _)| &*self.universe.package(*n).name);
+            let providers = self.universe.providers(relation.name).iter().map(|n| &*self.universe.package(*n).name);
             let names = std::iter::once(relation.name).chain(providers);
             let other = names
                 .filter_map(|name| self.chosen.get(name))
@@ -258,7 +257,7 @@ impl<'a> Solver<'a, '_> {
         let versions: Vec<&str> =
             self.universe.versions(name).iter().map(|number| &*self.universe.package(*number).version).collect();
         let providers: Vec<&str> =
-            self.universe.providers(name).iter().map(|(number, _)| &*self.universe.package(*number).name).collect();
+            self.universe.providers(name).iter().map(|number| &*self.universe.package(*number).name).collect();
         self.problems.insert(match self.pins.get(name) {
             Some(pin) if !versions.is_empty() => {
                 format!("`{name}` is not there in version {pin}, only in {}", versions.join(", "))

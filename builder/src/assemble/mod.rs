@@ -1,0 +1,173 @@
+//! From verified inputs to the parts of an image: the read-only root, the payload, one node's seed. Every part is a step
+//! whose key is all that may influence it, so a build makes only what is new.
+
+pub mod node;
+pub mod os;
+pub mod payload;
+pub mod sources;
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use profiles::Cluster;
+use profiles::node::Architecture;
+use serde::Serialize;
+
+use crate::image::squashfs;
+use crate::inputs::deb::archive;
+use crate::inputs::source::Inputs as SourceInputs;
+use crate::output::disk::{self, Disk, DiskPlan, Sizes, disk_guid};
+use crate::output::esp::{EspParts, esp_tree};
+use crate::pki::Pki;
+use crate::store::{Digest, Store};
+use crate::tree::{Content, Entry, FileTree, Kind, layers};
+
+/// Where the payload is mounted: files that a cluster file puts here are part of it.
+const PAYLOAD_PREFIX: &str = "/opt/imgbuild/";
+
+/// What the parts are made from: the cluster file, and its inputs, which are all in the store.
+#[derive(Debug)]
+pub struct Bench<'a> {
+    /// Where inputs are and results go.
+    pub store: &'a Store,
+    /// The cluster.
+    pub cluster: &'a Cluster,
+    /// Its inputs.
+    pub sources: Sources,
+    /// Threads and processor cores to use; never part of a result.
+    pub jobs: NonZeroUsize,
+}
+
+/// The inputs of a cluster file, as store objects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Sources {
+    /// Nothing in an image is newer than this (seconds since 1970): the date of the newest suite that was locked.
+    pub epoch: u32,
+    /// Packages of the root.
+    pub os: Vec<Deb>,
+    /// Packages of the payload.
+    pub payload: Vec<Deb>,
+    /// Packages of each image, in the cluster file's order.
+    pub images: Vec<Vec<Deb>>,
+    /// What programs are compiled from.
+    pub programs: Option<SourceInputs>,
+    /// Files from beside the cluster file: place on the node, mode, content.
+    pub files: Vec<(String, u32, Digest)>,
+}
+
+/// A package in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Deb {
+    /// Name.
+    pub name: String,
+    /// Version.
+    pub version: String,
+    /// The .deb.
+    pub object: Digest,
+}
+
+impl Bench<'_> {
+    /// The architecture of everything in the images.
+    pub fn architecture(&self) -> Architecture {
+        self.cluster.os.architecture
+    }
+
+    /// The files of `packages`, laid over each other.
+    fn merged(&self, packages: &[Deb]) -> Result<FileTree> {
+        self.with_packages(packages, layers::merge)
+    }
+
+    /// Unpacks `packages` and hands them to `merge`.
+    fn with_packages<T>(&self, packages: &[Deb], merge: impl FnOnce(&[layers::Package<'_>]) -> Result<T>) -> Result<T> {
+        let objects: Vec<Digest> = packages.iter().map(|package| package.object).collect();
+        let archives = archive::unpack_all(self.store, &objects)?;
+        let replaces = packages.iter().map(|package| self.replaces(package)).collect::<Result<Vec<_>>>()?;
+        let unpacked: Vec<layers::Package<'_>> = packages
+            .iter()
+            .zip(&archives)
+            .zip(&replaces)
+            .map(|((package, archive), replaces)| layers::Package { name: &package.name, archive, replaces })
+            .collect();
+        merge(&unpacked)
+    }
+
+    /// Packages by what they say of themselves.
+    fn named(&self, objects: &[Digest]) -> Result<Vec<Deb>> {
+        let field = |object: &Digest, name: &str| {
+            let value = archive::control_field(self.store, object, name)?;
+            value.with_context(|| format!("package {object} does not say its {name}"))
+        };
+        let deb = |object: &Digest| {
+            Ok(Deb { name: field(object, "Package")?, version: field(object, "Version")?, object: *object })
+        };
+        objects.iter().map(deb).collect()
+    }
+
+    /// Names of the packages whose files `package` may overwrite.
+    fn replaces(&self, package: &Deb) -> Result<Vec<String>> {
+        let field = archive::control_field(self.store, &package.object, "Replaces")?.unwrap_or_default();
+        let names = field.split(',').filter_map(|entry| entry.split_whitespace().next());
+        Ok(names.map(|name| name.split(':').next().unwrap_or(name).to_owned()).collect())
+    }
+
+    fn file(&self, content: &Digest, mode: u32) -> Result<Entry> {
+        let len = self.store.size(content).with_context(|| format!("store object {content} is gone"))?;
+        let mode = u16::try_from(mode & 0o7777).context("a mode has four octal digits")?;
+        Ok(Entry::new(Kind::File(Content::Slice { object: *content, offset: 0, len }), mode))
+    }
+
+    fn squashfs(&self) -> squashfs::Options {
+        squashfs::Options { jobs: self.jobs.get(), ..squashfs::Options::new(self.sources.epoch) }
+    }
+}
+
+/// The static firstboot for `architecture`, embedded into this binary.
+///
+/// # Errors
+/// If this imgbuild was built without one for that architecture.
+pub fn firstboot(architecture: Architecture) -> Result<&'static [u8]> {
+    match architecture {
+        Architecture::Amd64 => Ok(include_bytes!(env!("IMGBUILD_FIRSTBOOT_AMD64_FILE"))),
+        Architecture::Loong64 => anyhow::bail!("this imgbuild carries no firstboot for loong64"),
+    }
+}
+
+/// Writes the disk image of the node called `name` to `path`.
+///
+/// # Errors
+/// As its parts; contents that do not fit; failing I/O. Nothing is left at `path` then.
+pub fn disk(bench: &Bench<'_>, pki: &Pki, name: &str, path: &Path) -> Result<Disk> {
+    let cluster = bench.cluster;
+    let seed = node::seed(cluster, name, pki)?;
+    let os = os::build(bench)?;
+    let payload = payload::build(bench)?;
+    let cluster_id = pki.cluster_id();
+    let esp = esp_tree(&EspParts {
+        architecture: bench.architecture(),
+        boot_loader: os.boot_loader.content(),
+        kernel: os.kernel.content(),
+        initramfs: os.initramfs.content(),
+        disk: disk_guid(&cluster_id, name),
+        title: format!("imgbuild {name}"),
+        version: format!("{} {}", cluster.kubernetes.version, os.kernel_version),
+        kernel_args: cluster.os.kernel_args.clone(),
+    })?;
+    let sizes = Sizes {
+        disk: cluster.node(name)?.disk_size.unwrap_or(cluster.disk.size),
+        esp: cluster.disk.esp_size,
+        root: cluster.disk.root_size,
+        payload: cluster.disk.payload_size,
+    };
+    let plan = DiskPlan {
+        cluster_id,
+        node: name.to_owned(),
+        architecture: bench.architecture(),
+        sizes,
+        esp,
+        root: os.root.object,
+        payload: payload.object,
+        seed: node::seed_tree(&seed)?,
+    };
+    disk::write(&plan, bench.store, path)
+}

@@ -1,0 +1,136 @@
+//! The OS layer: the read-only root, and the kernel, initramfs and boot loader that bring it up.
+
+use anyhow::{Context, Result};
+use profiles::node::Architecture;
+use profiles::schema::Distribution;
+use serde::{Deserialize, Serialize};
+
+use super::{Bench, PAYLOAD_PREFIX, firstboot};
+use crate::image::cpio;
+use crate::image::squashfs::{self, Packed};
+use crate::inputs::source::golang::goarch;
+use crate::proof::elf::{self, Target};
+use crate::store::{Digest, step_key};
+use crate::tree::{Content, FileTree, initramfs, os, overlay};
+
+/// Raised when the code below makes another OS layer out of the same inputs.
+const STEP_VERSION: u32 = 1;
+
+/// zstd level of the initramfs: it is small, and written once for all nodes.
+const INITRAMFS_LEVEL: i32 = 10;
+
+/// A file in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    object: Digest,
+    size: u64,
+}
+
+impl Part {
+    /// The part as content of a file tree.
+    pub fn content(&self) -> Content {
+        Content::Slice { object: self.object, offset: 0, len: self.size }
+    }
+}
+
+/// What every node of one architecture boots.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OsLayer {
+    /// The root, as a squashfs.
+    pub root: Packed,
+    /// Release of the kernel, `6.1.0-49-amd64`.
+    pub kernel_version: String,
+    /// The kernel.
+    pub kernel: Part,
+    /// The initramfs.
+    pub initramfs: Part,
+    /// systemd-boot.
+    pub boot_loader: Part,
+}
+
+/// The OS layer, made or found in the store.
+///
+/// # Errors
+/// Packages that do not make a bootable root, a library that is missing, a file of the wrong architecture.
+pub fn build(bench: &Bench<'_>) -> Result<OsLayer> {
+    let firstboot = firstboot(bench.architecture())?;
+    let os = &bench.cluster.os;
+    let key = step_key(
+        "os",
+        STEP_VERSION,
+        &(
+            (&bench.sources.os, &bench.sources.files, bench.sources.epoch),
+            format!("{:?} {:?} {:?}", os.distribution, os.architecture, os.alternatives),
+            (Digest::of(firstboot), overlays_digest(bench)?, bench.squashfs().block_size, bench.squashfs().level),
+        ),
+    )?;
+    bench.store.cached(&key, "OS layer", || assemble(bench, firstboot).context("assembling the OS layer"))
+}
+
+fn assemble(bench: &Bench<'_>, firstboot: &'static [u8]) -> Result<OsLayer> {
+    tracing::info!("assembling the OS layer from {} packages", bench.sources.os.len());
+    let root = root(bench)?;
+    let target = Target::of(goarch(bench.architecture()))?;
+    elf::check(bench.store, &root.tree, &target)?;
+    let (kernel_version, kernel) = initramfs::kernel_image(&root.tree)?;
+    let init = Content::Bytes(firstboot.into());
+    let files = initramfs::initramfs(bench.store, &root.tree, &root.modules, init, &initramfs::Options::default())?;
+    let mut writer = bench.store.writer()?;
+    cpio::write_zstd(&files, bench.store, bench.sources.epoch, INITRAMFS_LEVEL, bench.jobs.get(), &mut writer)
+        .context("packing the initramfs")?;
+    let (object, size) = writer.commit(None)?;
+    let boot_loader = boot_loader(bench, &root.tree)?;
+    let packed = squashfs::pack(&root.tree, bench.store, &bench.squashfs()).context("packing the root")?;
+    Ok(OsLayer {
+        root: packed,
+        kernel_version,
+        kernel: part(bench, &kernel)?,
+        initramfs: Part { object, size },
+        boot_loader,
+    })
+}
+
+/// The overlays of a distribution, in the order they are put on.
+fn overlays(bench: &Bench<'_>) -> [&'static str; 2] {
+    match bench.cluster.os.distribution {
+        Distribution::Debian => ["common", "debian"],
+    }
+}
+
+fn overlays_digest(bench: &Bench<'_>) -> Result<Digest> {
+    let trees = overlays(bench).into_iter().map(overlay::overlay).collect::<Result<Vec<_>>>()?;
+    Ok(Digest::of(format!("{trees:?}").as_bytes()))
+}
+
+fn root(bench: &Bench<'_>) -> Result<os::Os> {
+    let mut extra = FileTree::new();
+    for (to, mode, content) in &bench.sources.files {
+        if !to.starts_with(PAYLOAD_PREFIX) {
+            extra.insert(to.trim_start_matches('/'), bench.file(content, *mode)?)?;
+        }
+    }
+    let options = os::Options {
+        overlays: overlays(bench).iter().map(ToString::to_string).collect(),
+        extra,
+        alternatives: bench.cluster.os.alternatives.clone(),
+    };
+    bench.with_packages(&bench.sources.os, |packages| os::assemble(bench.store, packages, &options))
+}
+
+fn boot_loader(bench: &Bench<'_>, tree: &FileTree) -> Result<Part> {
+    let suffix = match bench.architecture() {
+        Architecture::Amd64 => "x64",
+        Architecture::Loong64 => "loongarch64",
+    };
+    let path = format!("usr/lib/systemd/boot/efi/systemd-boot{suffix}.efi");
+    let content = tree.content(&path).with_context(|| {
+        crate::error::Failure::user(format!("no package has the boot loader /{path}"))
+            .hint("add \"systemd-boot-efi\" to `[os] packages`")
+    })?;
+    part(bench, content)
+}
+
+fn part(bench: &Bench<'_>, content: &Content) -> Result<Part> {
+    let (object, size) = bench.store.put_reader(content.reader(bench.store)?, None)?;
+    Ok(Part { object, size })
+}

@@ -1,0 +1,190 @@
+//! The payload: what lies at /opt/imgbuild on every node, whatever its role. Layout: docs/contracts.md, section 3.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, bail};
+use profiles::schema::Image;
+use serde::Serialize;
+
+use super::{Bench, Deb, PAYLOAD_PREFIX, firstboot};
+use crate::error::Failure;
+use crate::image::oci::{self, Layer, Layout, Process};
+use crate::image::squashfs::{self, Packed};
+use crate::inputs::deb::archive;
+use crate::inputs::source::{self, Programs, Trees};
+use crate::proof::images::{problems, wanted_by_kubeadm};
+use crate::store::{Digest, step_key};
+use crate::tree::{Entry, FileTree, Kind, alternatives, layers};
+
+/// Raised when the code below makes another payload out of the same inputs.
+const STEP_VERSION: u32 = 1;
+
+/// Where a package keeps its CNI plugins (`/usr/lib/cni` by Debian's patch of containernetworking-plugins).
+const PACKAGED_CNI: &str = "usr/lib/cni/";
+
+/// `payload.json`: what firstboot must know of the payload it finds.
+#[derive(Debug, Serialize)]
+struct Description<'a> {
+    schema: u32,
+    architecture: String,
+    kubernetes: String,
+    images: BTreeSet<&'a str>,
+    sandbox_image: &'a str,
+}
+
+/// The payload as a squashfs, made or found in the store.
+///
+/// # Errors
+/// If anything that a node will ask for is not in it, or its inputs do not give what the cluster file names.
+pub fn build(bench: &Bench<'_>) -> Result<Packed> {
+    prove_images(bench)?;
+    let cluster = bench.cluster;
+    let firstboot = firstboot(bench.architecture())?;
+    let key = step_key(
+        "payload",
+        STEP_VERSION,
+        &(
+            (&bench.sources.payload, &bench.sources.images, &bench.sources.programs, bench.sources.epoch),
+            // Sections of the cluster file; their `Debug` shows every field.
+            format!("{:?} {:?} {:?}", cluster.kubernetes, cluster.payload, cluster.image),
+            &bench.sources.files,
+            Digest::of(firstboot),
+            (bench.squashfs().block_size, bench.squashfs().level),
+        ),
+    )?;
+    bench.store.cached(&key, "payload", || {
+        tracing::info!("assembling the payload");
+        let tree = tree(bench, firstboot).context("assembling the payload")?;
+        squashfs::pack(&tree, bench.store, &bench.squashfs()).context("packing the payload")
+    })
+}
+
+/// Fails unless every image that a node will ask for is declared, and for its architecture.
+fn prove_images(bench: &Bench<'_>) -> Result<()> {
+    let architecture = bench.architecture();
+    let declared: BTreeMap<_, _> =
+        bench.cluster.image.iter().map(|image| (image.reference.clone(), architecture)).collect();
+    let wanted = wanted_by_kubeadm(&bench.cluster.kubernetes);
+    let found = problems(&wanted, &declared, architecture);
+    if found.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::verification(format!("the payload would not be complete:\n  {}", found.join("\n  ")))
+        .hint("a node in a room without internet cannot fetch what its image lacks")
+        .into())
+}
+
+fn tree(bench: &Bench<'_>, firstboot: &[u8]) -> Result<FileTree> {
+    let programs = programs(bench)?;
+    let mut tree = FileTree::new();
+    tree.insert("bin/firstboot", Entry::file(firstboot, 0o755))?;
+    for name in bench.cluster.payload.binaries.iter().map(String::as_str).chain(["crictl"]) {
+        tree.insert(&format!("bin/{name}"), program(&programs, name, "[payload] binaries")?)?;
+    }
+    for (path, entry) in bench.merged(&bench.sources.payload)?.iter() {
+        if let Some(plugin) = path.strip_prefix(PACKAGED_CNI) {
+            tree.insert(&format!("cni/bin/{plugin}"), entry.clone())?;
+        }
+    }
+    let mut layout = Layout::new(bench.sources.epoch)?;
+    for (image, packages) in bench.cluster.image.iter().zip(&bench.sources.images) {
+        layout.add(&self::image(bench, image, packages, &programs)?)?;
+    }
+    for (path, entry) in layout.finish()?.iter() {
+        if !path.is_empty() {
+            tree.insert(&format!("images/{path}"), entry.clone())?;
+        }
+    }
+    for (to, mode, content) in &bench.sources.files {
+        if let Some(path) = to.strip_prefix(PAYLOAD_PREFIX) {
+            tree.insert(path, bench.file(content, *mode)?)?;
+        }
+    }
+    tree.insert("manifests", Entry::dir(0o755)).ok();
+    let description = serde_json::to_vec_pretty(&describe(bench)?).context("describing the payload")?;
+    tree.insert("payload.json", Entry::file(description, 0o644))?;
+    Ok(tree)
+}
+
+fn describe<'a>(bench: &'a Bench<'_>) -> Result<Description<'a>> {
+    Ok(Description {
+        schema: 1,
+        architecture: source::golang::goarch(bench.architecture()).to_owned(),
+        kubernetes: format!("v{}", bench.cluster.kubernetes.version),
+        images: bench.cluster.image.iter().map(|image| image.reference.as_str()).collect(),
+        sandbox_image: &bench.cluster.kubernetes.pause_image,
+    })
+}
+
+/// Compiles what the `source` input declares, or finds it in the store.
+fn programs(bench: &Bench<'_>) -> Result<Programs> {
+    let (Some(inputs), Some(declared)) = (&bench.sources.programs, bench.cluster.sources().next()) else {
+        return Ok(Programs::new());
+    };
+    let recipe = recipe(&declared.recipe, &declared.version)?;
+    let unpack = || {
+        tracing::info!("compiling Kubernetes {} from source; this takes some minutes, once", declared.version);
+        let tar = |object| layers::plain(&archive::unpack_tar_object(bench.store, object)?);
+        Ok(Trees {
+            upstream: tar(&inputs.upstream)?,
+            packaging: tar(&inputs.packaging)?,
+            packages: bench.merged(&bench.named(&inputs.packages)?)?,
+        })
+    };
+    source::build(bench.store, recipe, inputs, bench.architecture(), bench.jobs, unpack)
+}
+
+/// The recipe that a `source` input names.
+pub fn recipe(name: &str, version: &str) -> Result<&'static source::kubernetes::Recipe> {
+    source::kubernetes::recipe(version).with_context(|| {
+        Failure::user(format!("there is no recipe `{name}` for version {version}"))
+            .hint("recipes: kubernetes-1.20, for 1.20.2")
+    })
+}
+
+fn program(programs: &Programs, name: &str, wanted_by: &str) -> Result<Entry> {
+    let Some(program) = programs.get(name) else {
+        let known: Vec<&str> = programs.keys().map(String::as_str).collect();
+        bail!(
+            Failure::user(format!("{wanted_by} names `{name}`, which no `source` input makes"))
+                .hint(format!("the source inputs make: {}", known.join(", ")))
+        );
+    };
+    Ok(Entry::new(Kind::File(program.content()), 0o755))
+}
+
+fn image(bench: &Bench<'_>, image: &Image, packages: &[Deb], programs: &Programs) -> Result<oci::Image> {
+    let of = || format!("assembling image {}", image.reference);
+    let mut layers = Vec::new();
+    if !packages.is_empty() {
+        let mut tree = bench.merged(packages).with_context(of)?;
+        alternatives::link(&mut tree, &image.alternatives).with_context(of)?;
+        let created_by = format!("imgbuild: packages {}", image.packages.join(" "));
+        layers.push(Layer::write(bench.store, &tree, bench.sources.epoch, &created_by).with_context(of)?);
+    }
+    if !image.binaries.is_empty() {
+        let mut tree = FileTree::new();
+        for name in &image.binaries {
+            let dir = image.binaries_to.trim_matches('/');
+            let path = if dir.is_empty() { name.clone() } else { format!("{dir}/{name}") };
+            tree.insert(&path, program(programs, name, "[[image]] binaries")?).with_context(of)?;
+        }
+        let created_by = format!("imgbuild: binaries {}", image.binaries.join(" "));
+        layers.push(Layer::write(bench.store, &tree, bench.sources.epoch, &created_by).with_context(of)?);
+    }
+    // An image of one program runs it; kubeadm's manifests name the program themselves.
+    let entrypoint = match (&image.entrypoint[..], &image.binaries[..]) {
+        ([], [only]) => vec![format!("{}/{only}", image.binaries_to.trim_end_matches('/'))],
+        (given, _) => given.to_vec(),
+    };
+    let mut environment = image.env.clone();
+    environment
+        .entry("PATH".into())
+        .or_insert_with(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
+    Ok(oci::Image {
+        names: vec![image.reference.clone()],
+        architecture: bench.architecture(),
+        layers,
+        process: Process { entrypoint, environment, ..Process::default() },
+    })
+}

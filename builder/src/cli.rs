@@ -1,0 +1,104 @@
+//! The command line: what can be asked for, and how answers and errors look. No logic of its own.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Build offline Kubernetes node images from one cluster file
+///
+/// Without a command, imgbuild builds: `imgbuild --profile master-1` writes out/master-1.img, a disk image that turns a bare
+/// machine into that node of the cluster, with no network but its peers.
+#[derive(Debug, Parser)]
+#[command(name = "imgbuild", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What to do; `build` when nothing is said
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Options of every command
+    #[command(flatten)]
+    pub options: Options,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 the cluster file, a name or an argument is wrong; 2 a bug in imgbuild;
+3 the surroundings failed (network, disk, permission); 4 something did not verify (signature, checksum, completeness)";
+
+/// A command.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Build the images of one node (--profile) or of all (--all)
+    Build,
+    /// Check the cluster file and say everything that is wrong with it
+    Validate,
+    /// Write imgbuild.lock: every input by version and sha256
+    Lock {
+        /// Resolve anew, moving to the newest versions the mirror has
+        #[arg(long)]
+        update: bool,
+    },
+    /// Download and verify every locked input into the store
+    Fetch,
+    /// Write every file a node would get, for reading and review (to <out>/render/<node>)
+    Render,
+    /// Say what is inside a built image
+    Inspect {
+        /// The image, for example out/master-1.img
+        image: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Options {
+    /// The cluster file, or the folder that holds cluster.toml
+    #[arg(long, global = true, value_name = "PATH", default_value = "profiles/lab")]
+    pub cluster: PathBuf,
+    /// The node to build for; may be given several times
+    #[arg(long, global = true, value_name = "NODE")]
+    pub profile: Vec<String>,
+    /// All nodes of the cluster file
+    #[arg(long, global = true, conflicts_with = "profile")]
+    pub all: bool,
+    /// What to make
+    #[arg(long, global = true, value_enum, value_delimiter = ',', default_value = "disk")]
+    pub output: Vec<Output>,
+    /// Where the outputs go
+    #[arg(long, global = true, value_name = "DIR", default_value = "out")]
+    pub out: PathBuf,
+    /// The store of inputs and step results [default: $XDG_CACHE_HOME/imgbuild]
+    #[arg(long, global = true, value_name = "DIR", env = "IMGBUILD_STORE")]
+    pub store: Option<PathBuf>,
+    /// Debian mirror: a URL for all suites, or SUITE=URL; may be given several times [default: this host's own apt sources]
+    #[arg(long, global = true, value_name = "URL", env = "IMGBUILD_MIRROR", value_delimiter = ' ')]
+    pub mirror: Vec<String>,
+    /// Open no network connection; what the store lacks is an error
+    #[arg(long, global = true)]
+    pub offline: bool,
+    /// Threads and parallel downloads [default: number of CPUs, at most 8]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub jobs: Option<u16>,
+    /// Say nothing but errors
+    #[arg(long, global = true)]
+    pub quiet: bool,
+    /// How messages look on stderr
+    #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORMAT")]
+    pub log_format: LogFormat,
+}
+
+/// A kind of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A raw disk image, <out>/<node>.img, to be written to the machine's disk
+    Disk,
+}
+
+/// How messages look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}

@@ -1,0 +1,32 @@
+//! `imgbuild [build]`: the images of one node or of all.
+
+use std::fs;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::assemble::{self, Bench};
+use crate::cli::{Options, Output};
+use crate::commands::{ClusterFile, inputs, jobs, open_store};
+use crate::error::Failure;
+
+pub(super) fn run(options: &Options) -> Result<()> {
+    let file = ClusterFile::load(&options.cluster)?;
+    let nodes = file.some_nodes(options)?;
+    let store = open_store(options)?;
+    let sources = inputs::ready(&file, options, &store)?;
+    let bench = Bench { store: &store, cluster: &file.cluster, sources, jobs: jobs(options) };
+    let pki = file.pki()?;
+    let creating = |error| Failure::io(format!("creating {}", options.out.display()), error);
+    fs::create_dir_all(&options.out).map_err(creating)?;
+    for name in nodes {
+        for output in &options.output {
+            let begun = Instant::now();
+            let path = match output {
+                Output::Disk => assemble::disk(&bench, &pki, &name, &options.out.join(format!("{name}.img")))?.path,
+            };
+            tracing::info!("{} is ready ({:.1}s)", path.display(), begun.elapsed().as_secs_f32());
+        }
+    }
+    Ok(())
+}

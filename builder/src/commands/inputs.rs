@@ -1,0 +1,94 @@
+//! The inputs of a cluster file: locked, and in the store.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::assemble::{Sources, sources};
+use crate::cli::{LogFormat, Options};
+use crate::commands::{ClusterFile, jobs};
+use crate::error::Failure;
+use crate::inputs::download::{self, Downloader, Progress};
+use crate::inputs::mirror::Mirrors;
+use crate::inputs::request::{Request, Session, Update, digests};
+use crate::lock::Lock;
+use crate::store::Store;
+
+/// Name of the lock, beside the cluster file.
+const LOCK: &str = "imgbuild.lock";
+
+/// Locks what is not locked yet, fetches what is not in the store, and gives the result.
+pub(super) fn ready(file: &ClusterFile, options: &Options, store: &Store) -> Result<Sources> {
+    let room = Room::open(file, options, store)?;
+    let lock = room.lock_once(file)?;
+    room.fetch(file, &lock)?;
+    sources::from_lock(&file.cluster, &lock)
+}
+
+/// What locking and fetching need.
+pub(super) struct Room {
+    downloader: Downloader,
+    mirrors: Mirrors,
+    requests: BTreeMap<String, Request>,
+}
+
+impl Room {
+    pub(super) fn open(file: &ClusterFile, options: &Options, store: &Store) -> Result<Self> {
+        let mirrors = Mirrors::discover(&options.mirror, Path::new("/"), |name| std::env::var(name).ok())?;
+        let settings =
+            download::Options { jobs: jobs(options).get(), offline: options.offline, ..download::Options::default() };
+        let silent = options.quiet || options.log_format == LogFormat::Json;
+        let progress = if silent { Progress::hidden() } else { Progress::bar() };
+        let downloader = Downloader::new(store, mirrors.proxies(), settings, progress)?;
+        Ok(Self { downloader, mirrors, requests: sources::requests(&file.cluster)? })
+    }
+
+    fn session<'a>(&'a self, file: &'a ClusterFile) -> Result<Session<'a>> {
+        // Only to see whether a suite is still valid: no result depends on it.
+        let now = u32::try_from(jiff::Timestamp::now().as_second()).context("reading the clock: it is before 1970")?;
+        Ok(Session { downloader: &self.downloader, mirrors: &self.mirrors, base: file.dir(), now })
+    }
+
+    /// The lock, made if there is none yet. One that does not fit the cluster file is an error, as it says what was tested.
+    fn lock_once(&self, file: &ClusterFile) -> Result<Lock> {
+        match Lock::read(&path(file))? {
+            Some(lock) => {
+                lock.check(&digests(&self.requests)?)?;
+                Ok(lock)
+            }
+            None if self.downloader.is_offline() => {
+                let message =
+                    format!("{} is not there, and without a network nothing can be resolved", path(file).display());
+                Err(Failure::user(message)
+                    .hint("run `imgbuild lock` on a machine with a network, or leave out --offline")
+                    .into())
+            }
+            None => self.relock(file, &Update::Stale),
+        }
+    }
+
+    /// Resolves what `update` says, and writes the lock.
+    pub(super) fn relock(&self, file: &ClusterFile, update: &Update) -> Result<Lock> {
+        tracing::info!("resolving the inputs of {}", file.path.display());
+        let previous = Lock::read(&path(file))?;
+        let lock = self.session(file)?.lock(&self.requests, previous.as_ref(), update)?;
+        lock.write(&path(file))?;
+        let files: usize = lock.inputs.values().map(|input| input.items.len()).sum();
+        tracing::info!("{}: {files} files of {} inputs", path(file).display(), lock.inputs.len());
+        Ok(lock)
+    }
+
+    pub(super) fn fetch(&self, file: &ClusterFile, lock: &Lock) -> Result<()> {
+        self.session(file)?.fetch(lock)
+    }
+
+    pub(super) fn fetch_locked(&self, file: &ClusterFile) -> Result<()> {
+        let lock = self.lock_once(file)?;
+        self.fetch(file, &lock)
+    }
+}
+
+fn path(file: &ClusterFile) -> PathBuf {
+    file.dir().join(LOCK)
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Names of images, as the grammar of <https://github.com/distribution/reference> has them.
+//!
+//! In a room without internet, a name that is completed differently by two programs is an image that is not found. So
+//! only full references are let in: with a registry, and with a tag or a digest.
+
+use thiserror::Error;
+
+/// Why a name is not a full reference.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("`{reference}` is not a full image reference (registry/repository:tag): {problem}")]
+pub struct ReferenceError {
+    reference: String,
+    problem: &'static str,
+}
+
+/// Checks that `reference` has a registry, a repository, and a tag or a digest or both.
+///
+/// # Errors
+/// If it has not, or one of them is malformed.
+pub fn check(reference: &str) -> Result<(), ReferenceError> {
+    examine(reference).map_err(|problem| ReferenceError { reference: reference.to_owned(), problem })
+}
+
+fn examine(reference: &str) -> Result<(), &'static str> {
+    // The grammar's NameTotalLengthMax is of the name alone; a reference that is longer than both is of nobody.
+    if reference.len() > 255 + 128 + 72 {
+        return Err("too long");
+    }
+    let (rest, digest) = match reference.split_once('@') {
+        Some((rest, digest)) => (rest, Some(digest)),
+        None => (reference, None),
+    };
+    let (registry, rest) = rest.split_once('/').ok_or("there is no registry")?;
+    let (repository, tag) = match rest.split_once(':') {
+        Some((repository, tag)) => (repository, Some(tag)),
+        None => (rest, None),
+    };
+    if !is_registry(registry) {
+        return Err("what is before the first slash is not a registry");
+    }
+    if registry.len() + 1 + repository.len() > 255 || !repository.split('/').all(is_component) {
+        return Err("the repository is malformed");
+    }
+    if tag.is_some_and(|tag| !is_tag(tag)) {
+        return Err("the tag is malformed");
+    }
+    if digest.is_some_and(|digest| !is_digest(digest)) {
+        return Err("the digest is not a sha256");
+    }
+    if tag.is_none() && digest.is_none() { Err("there is neither a tag nor a digest") } else { Ok(()) }
+}
+
+/// A host that cannot be mistaken for part of a repository: with a dot or a port, or "localhost".
+fn is_registry(registry: &str) -> bool {
+    let (host, port) = match registry.rsplit_once(':') {
+        Some((host, port)) => (host, Some(port)),
+        None => (registry, None),
+    };
+    let label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    host.split('.').all(label)
+        && port.is_none_or(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()))
+        && (host == "localhost" || host.contains('.') || port.is_some())
+}
+
+/// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
+fn is_component(component: &str) -> bool {
+    let is_word = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = component.as_bytes();
+    let separators_are_good = bytes
+        .split(is_word)
+        .all(|separator| matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|byte| *byte == b'-'));
+    separators_are_good && bytes.first().is_some_and(is_word) && bytes.last().is_some_and(is_word)
+}
+
+/// `[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}`
+fn is_tag(tag: &str) -> bool {
+    !tag.is_empty()
+        && tag.len() <= 128
+        && !tag.starts_with(['.', '-'])
+        && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
+}
+
+fn is_digest(digest: &str) -> bool {
+    digest.strip_prefix("sha256:").is_some_and(|hex| {
+        hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'a'..=b'f'))
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn full_references_are_let_in() {
+        for good in [
+            "k8s.gcr.io/pause:3.2",
+            "registry.k8s.io/coredns/coredns:v1.11.3",
+            "localhost/pause:3.2",
+            "lab:5000/a__b/c--d:latest",
+            "10.0.2.2:5000/kube-apiserver-amd64:v1.20.2",
+        ] {
+            check(good).unwrap();
+            check(&format!("{good}@sha256:{}", "0a".repeat(32))).unwrap();
+        }
+        check(&format!("docker.io/calico/cni@sha256:{}", "0a".repeat(32))).unwrap();
+    }
+
+    #[test]
+    fn others_are_refused_with_a_reason() {
+        for (bad, problem) in [
+            ("", "there is no registry"),
+            ("pause:3.2", "there is no registry"),
+            ("calico/cni:v3.29.1", "what is before the first slash is not a registry"),
+            ("k8s.gcr.io:/pause:3.2", "what is before the first slash is not a registry"),
+            ("k8s..io/pause:3.2", "what is before the first slash is not a registry"),
+            ("k8s.gcr.io/pause", "there is neither a tag nor a digest"),
+            ("k8s.gcr.io/Pause:3.2", "the repository is malformed"),
+            ("k8s.gcr.io/:3.2", "the repository is malformed"),
+            ("k8s.gcr.io/a___b:3.2", "the repository is malformed"),
+            ("k8s.gcr.io/a._b:3.2", "the repository is malformed"),
+            ("k8s.gcr.io/pause-:3.2", "the repository is malformed"),
+            ("k8s.gcr.io/pause:", "the tag is malformed"),
+            ("k8s.gcr.io/pause:.2", "the tag is malformed"),
+            ("k8s.gcr.io/pause:3.2/x", "the tag is malformed"),
+            ("k8s.gcr.io/pause@sha256:0a", "the digest is not a sha256"),
+        ] {
+            assert_eq!(check(bad).unwrap_err().problem, problem, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text in "\\PC*") {
+            let _ = check(&text);
+        }
+
+        #[test]
+        fn the_grammar_is_let_in(
+            text in "([a-z0-9]{1,9}\\.[a-z0-9]{1,9}|localhost)(:[0-9]{1,5})?(/[a-z0-9]{1,5}((\\.|_|__|-{1,3})[a-z0-9]{1,5}){0,2}){1,3}:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}",
+        ) {
+            prop_assert_eq!(check(&text), Ok(()));
+        }
+    }
+}

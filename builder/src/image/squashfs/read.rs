@@ -1,0 +1,482 @@
+//! Reads squashfs 4.0 images with zstd: for `inspect` and for tests. Every length and position is checked: an image from
+//! elsewhere can be wrong in any byte and ends in an error.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Seek, SeekFrom};
+
+use anyhow::{Context, Result, bail};
+
+use super::format::{
+    BLOCK_STORED, DIR_EXTRA, Fields, META_SIZE, META_STORED, NAME_MAX, NONE32, NONE64, SUPER_SIZE, Superblock,
+    XATTR_OUT_OF_LINE, XATTR_PREFIXES, inode,
+};
+
+/// Directories nest no deeper than this in an image we read (`PATH_MAX` / 2 of Linux).
+const DEPTH_MAX: usize = 2048;
+/// Longest symbolic link target (`PATH_MAX` of Linux).
+const TARGET_MAX: usize = 4096;
+
+/// What an inode is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeKind {
+    /// A directory.
+    Dir,
+    /// A regular file.
+    File(FileData),
+    /// A symbolic link with its target.
+    Symlink(Vec<u8>),
+    /// A block device, by the kernel's encoding.
+    BlockDevice(u32),
+    /// A character device, by the kernel's encoding.
+    CharDevice(u32),
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+}
+
+/// Where the bytes of a file are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileData {
+    /// Length in bytes.
+    pub len: u64,
+    start: u64,
+    fragment: u32,
+    offset: u32,
+    sizes: Vec<u32>,
+}
+
+/// One inode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// What it is.
+    pub kind: NodeKind,
+    /// Permission bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time.
+    pub mtime: u32,
+    /// Inode number: equal for hard links.
+    pub number: u32,
+    /// Number of links.
+    pub links: u32,
+    /// Extended attributes by full name.
+    pub xattrs: BTreeMap<String, Vec<u8>>,
+    listing: (u32, u16, u32),
+}
+
+/// An open image.
+#[derive(Debug)]
+pub struct Reader<R> {
+    source: R,
+    base: u64,
+    /// The superblock.
+    pub superblock: Superblock,
+    ids: Vec<u32>,
+    fragments: Vec<(u64, u32)>,
+    xattr_ids: Vec<(u64, u32)>,
+    xattr_values: u64,
+    /// The last metadata block read: position, bytes, position of the next.
+    meta: Option<(u64, Vec<u8>, u64)>,
+    /// The last fragment block read.
+    fragment: Option<(u32, Vec<u8>)>,
+}
+
+/// A position in a table of metadata blocks.
+#[derive(Debug, Clone, Copy)]
+struct Cursor {
+    block: u64,
+    offset: usize,
+}
+
+impl<R: Read + Seek> Reader<R> {
+    /// Opens an image that begins at byte `base` of `source`.
+    ///
+    /// # Errors
+    /// Not an image this reader understands, or failing I/O.
+    pub fn open(mut source: R, base: u64) -> Result<Self> {
+        let mut bytes = [0; SUPER_SIZE];
+        source.seek(SeekFrom::Start(base)).context("seeking to the squashfs superblock")?;
+        source.read_exact(&mut bytes).context("reading the squashfs superblock")?;
+        let superblock = Superblock::decode(&bytes)?;
+        let mut reader = Self {
+            source,
+            base,
+            superblock,
+            ids: Vec::new(),
+            fragments: Vec::new(),
+            xattr_ids: Vec::new(),
+            xattr_values: NONE64,
+            meta: None,
+            fragment: None,
+        };
+        reader.read_tables().context("reading the squashfs tables")?;
+        Ok(reader)
+    }
+
+    fn read_tables(&mut self) -> Result<()> {
+        let block = self.superblock.clone();
+        let ids = self.table(block.id_table, u64::from(block.ids) * 4)?;
+        self.ids = ids.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id)).collect();
+        if block.fragments > 0 {
+            let bytes = self.table(block.fragment_table, u64::from(block.fragments) * 16)?;
+            let mut fields = Fields::new(&bytes);
+            for _ in 0..block.fragments {
+                self.fragments.push((fields.u64()?, fields.u32()?));
+                fields.u32()?;
+            }
+        }
+        if block.xattr_table != NONE64 {
+            let header = self.raw(block.xattr_table, 16)?;
+            let mut fields = Fields::new(&header);
+            self.xattr_values = fields.u64()?;
+            let count = fields.u32()?;
+            let ids = self.table(block.xattr_table.saturating_add(16), u64::from(count) * 16)?;
+            let mut fields = Fields::new(&ids);
+            for _ in 0..count {
+                self.xattr_ids.push((fields.u64()?, fields.u32()?));
+                fields.u32()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `len` bytes of the image as they are. Allocates no more than the image has.
+    fn raw(&mut self, at: u64, len: usize) -> Result<Vec<u8>> {
+        if at.checked_add(len as u64).is_none_or(|end| end > self.superblock.bytes_used) {
+            bail!("{len} bytes at {at} lie outside of the squashfs image");
+        }
+        let mut out = Vec::new();
+        self.source.seek(SeekFrom::Start(self.base.saturating_add(at))).context("seeking in the squashfs image")?;
+        (&mut self.source).take(len as u64).read_to_end(&mut out).context("reading the squashfs image")?;
+        if out.len() != len {
+            bail!("the squashfs image is cut short at {}", at + out.len() as u64);
+        }
+        Ok(out)
+    }
+
+    /// A table of `len` bytes whose index of metadata blocks is at `index`.
+    fn table(&mut self, index: u64, len: u64) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        for i in 0..len.div_ceil(META_SIZE as u64) {
+            let at = self.raw(index.saturating_add(i * 8), 8)?;
+            let at = Fields::new(&at).u64()?;
+            out.extend_from_slice(&self.meta_block(at)?.0);
+        }
+        let len = usize::try_from(len)?;
+        if out.len() < len {
+            bail!("a table has {} bytes of {len}", out.len());
+        }
+        out.truncate(len);
+        Ok(out)
+    }
+
+    /// The metadata block at `at`, and the position of the next one.
+    fn meta_block(&mut self, at: u64) -> Result<(Vec<u8>, u64)> {
+        let header = self.raw(at, 2)?;
+        let header = Fields::new(&header).u16()?;
+        let len = usize::from(header & !META_STORED);
+        if len == 0 || len > META_SIZE {
+            bail!("a metadata block at {at} has {len} bytes");
+        }
+        let body = self.raw(at + 2, len)?;
+        let bytes = if header & META_STORED != 0 { body } else { unpack(&body, META_SIZE)? };
+        Ok((bytes, at + 2 + len as u64))
+    }
+
+    /// `len` bytes at a cursor, which moves on, over the ends of blocks.
+    fn take(&mut self, cursor: &mut Cursor, len: usize) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        while out.len() < len {
+            if self.meta.as_ref().is_none_or(|(at, ..)| *at != cursor.block) {
+                let (bytes, next) = self.meta_block(cursor.block)?;
+                self.meta = Some((cursor.block, bytes, next));
+            }
+            let (_, bytes, next) = self.meta.as_ref().context("a metadata block")?;
+            let rest = bytes.get(cursor.offset..).unwrap_or_default();
+            if rest.is_empty() && (bytes.len() < META_SIZE || cursor.offset > META_SIZE) {
+                bail!("a metadata block ends early");
+            }
+            let n = rest.len().min(len - out.len());
+            out.extend_from_slice(&rest[..n]);
+            cursor.offset += n;
+            if cursor.offset == META_SIZE && bytes.len() == META_SIZE {
+                *cursor = Cursor { block: *next, offset: 0 };
+            }
+        }
+        Ok(out)
+    }
+
+    fn cursor(&self, table: u64, reference: u64) -> Cursor {
+        Cursor { block: table.saturating_add(reference >> 16), offset: (reference & 0xffff) as usize }
+    }
+
+    /// The root directory.
+    ///
+    /// # Errors
+    /// A damaged image, or failing I/O.
+    pub fn root(&mut self) -> Result<Node> {
+        self.node(self.superblock.root)
+    }
+
+    fn node(&mut self, reference: u64) -> Result<Node> {
+        let mut at = self.cursor(self.superblock.inode_table, reference);
+        let head = self.take(&mut at, 16)?;
+        let mut fields = Fields::new(&head);
+        let (kind, mode, uid, gid) = (fields.u16()?, fields.u16()?, fields.u16()?, fields.u16()?);
+        let (mtime, number) = (fields.u32()?, fields.u32()?);
+        let id = |index: u16| self.ids.get(usize::from(index)).copied().context("an owner outside of the id table");
+        let (uid, gid) = (id(uid)?, id(gid)?);
+        let extended = kind > inode::SOCKET;
+        let basic = if extended { kind - inode::EXTENDED } else { kind };
+        let mut listing = (0, 0, 0);
+        let (kind, links, xattr) = match basic {
+            inode::DIR => {
+                let (found, links, xattr) = self.dir_inode(&mut at, extended)?;
+                listing = found;
+                (NodeKind::Dir, links, xattr)
+            }
+            inode::FILE => self.file_inode(&mut at, extended)?,
+            _ => self.other_inode(&mut at, basic, extended)?,
+        };
+        let xattrs = self.xattrs(xattr)?;
+        Ok(Node { kind, mode, uid, gid, mtime, number, links, xattrs, listing })
+    }
+
+    fn dir_inode(&mut self, at: &mut Cursor, extended: bool) -> Result<((u32, u16, u32), u32, u32)> {
+        let body = self.take(at, if extended { 24 } else { 16 })?;
+        let mut fields = Fields::new(&body);
+        if extended {
+            let (links, size, block, _parent) = (fields.u32()?, fields.u32()?, fields.u32()?, fields.u32()?);
+            let (_index, offset, xattr) = (fields.u16()?, fields.u16()?, fields.u32()?);
+            return Ok(((block, offset, size), links, xattr));
+        }
+        let (block, links) = (fields.u32()?, fields.u32()?);
+        let (size, offset) = (fields.u16()?, fields.u16()?);
+        Ok(((block, offset, u32::from(size)), links, NONE32))
+    }
+
+    fn file_inode(&mut self, at: &mut Cursor, extended: bool) -> Result<(NodeKind, u32, u32)> {
+        let body = self.take(at, if extended { 40 } else { 16 })?;
+        let mut fields = Fields::new(&body);
+        let (start, len, fragment, offset, links, xattr);
+        if extended {
+            (start, len) = (fields.u64()?, fields.u64()?);
+            fields.u64()?; // Bytes saved by sparse blocks.
+            (links, fragment, offset, xattr) = (fields.u32()?, fields.u32()?, fields.u32()?, fields.u32()?);
+        } else {
+            (start, fragment, offset) = (u64::from(fields.u32()?), fields.u32()?, fields.u32()?);
+            (len, links, xattr) = (u64::from(fields.u32()?), 1, NONE32);
+        }
+        let block = u64::from(self.superblock.block_size);
+        let count = if fragment == NONE32 { len.div_ceil(block) } else { len / block };
+        // Each block has a word in the inode table, so more than the image has bytes cannot be true.
+        if count > self.superblock.bytes_used.saturating_mul(4096) {
+            bail!("a file claims {count} blocks");
+        }
+        let mut sizes = Vec::new();
+        for _ in 0..count {
+            let word = self.take(at, 4)?;
+            sizes.push(Fields::new(&word).u32()?);
+        }
+        Ok((NodeKind::File(FileData { len, start, fragment, offset, sizes }), links, xattr))
+    }
+
+    fn other_inode(&mut self, at: &mut Cursor, basic: u16, extended: bool) -> Result<(NodeKind, u32, u32)> {
+        let word = |bytes: &[u8]| Fields::new(bytes).u32();
+        let links = word(&self.take(at, 4)?)?;
+        let kind = match basic {
+            inode::SYMLINK => {
+                let len = word(&self.take(at, 4)?)? as usize;
+                if len > TARGET_MAX {
+                    bail!("a symbolic link has {len} bytes");
+                }
+                NodeKind::Symlink(self.take(at, len)?)
+            }
+            inode::BLOCK => NodeKind::BlockDevice(word(&self.take(at, 4)?)?),
+            inode::CHAR => NodeKind::CharDevice(word(&self.take(at, 4)?)?),
+            inode::FIFO => NodeKind::Fifo,
+            inode::SOCKET => NodeKind::Socket,
+            other => bail!("inode type {other} is unknown"),
+        };
+        let xattr = if extended { word(&self.take(at, 4)?)? } else { NONE32 };
+        Ok((kind, links, xattr))
+    }
+
+    fn xattrs(&mut self, number: u32) -> Result<BTreeMap<String, Vec<u8>>> {
+        let mut out = BTreeMap::new();
+        if number == NONE32 {
+            return Ok(out);
+        }
+        let (reference, count) =
+            *self.xattr_ids.get(number as usize).context("extended attributes outside of their table")?;
+        let mut at = self.cursor(self.xattr_values, reference);
+        for _ in 0..count {
+            let head = self.take(&mut at, 4)?;
+            let mut fields = Fields::new(&head);
+            let (kind, len) = (fields.u16()?, fields.u16()?);
+            let name = self.take(&mut at, usize::from(len))?;
+            let prefix = XATTR_PREFIXES.get(usize::from(kind & !XATTR_OUT_OF_LINE));
+            let prefix = prefix.context("an extended attribute of an unknown kind")?;
+            let mut value = self.value(&mut at)?;
+            if kind & XATTR_OUT_OF_LINE != 0 {
+                let reference = Fields::new(&value).u64()?;
+                let mut elsewhere = self.cursor(self.xattr_values, reference);
+                value = self.value(&mut elsewhere)?;
+            }
+            out.insert(format!("{prefix}{}", String::from_utf8_lossy(&name)), value);
+        }
+        Ok(out)
+    }
+
+    fn value(&mut self, at: &mut Cursor) -> Result<Vec<u8>> {
+        let len = self.take(at, 4)?;
+        let len = Fields::new(&len).u32()?;
+        // XATTR_SIZE_MAX of Linux.
+        if len > 65536 {
+            bail!("an extended attribute has {len} bytes");
+        }
+        self.take(at, len as usize)
+    }
+
+    /// Names in a directory with their inodes, in the order of the image.
+    ///
+    /// # Errors
+    /// Not a directory, a damaged image, or failing I/O.
+    pub fn entries(&mut self, dir: &Node) -> Result<Vec<(String, Node)>> {
+        if dir.kind != NodeKind::Dir {
+            bail!("not a directory");
+        }
+        let (block, offset, size) = dir.listing;
+        let table = self.superblock.directory_table;
+        let mut at = Cursor { block: table.saturating_add(u64::from(block)), offset: usize::from(offset) };
+        let mut left = size.saturating_sub(DIR_EXTRA);
+        let mut found = Vec::new();
+        while left > 0 {
+            let head = self.take(&mut at, 12)?;
+            let mut fields = Fields::new(&head);
+            let (count, start) = (fields.u32()?, fields.u32()?);
+            left = left.checked_sub(12).context("a directory ends in a header")?;
+            if count >= super::format::DIR_RUN as u32 {
+                bail!("a directory header counts {count} entries");
+            }
+            for _ in 0..=count {
+                let head = self.take(&mut at, 8)?;
+                let mut fields = Fields::new(&head);
+                let (offset, _delta, _kind, len) = (fields.u16()?, fields.u16()?, fields.u16()?, fields.u16()?);
+                let len = usize::from(len) + 1;
+                if len > NAME_MAX {
+                    bail!("a name has {len} bytes");
+                }
+                let name = String::from_utf8(self.take(&mut at, len)?).context("a name is not UTF-8")?;
+                if matches!(name.as_str(), "." | "..") || name.contains(['/', '\0']) {
+                    bail!("a directory has an entry named {name:?}");
+                }
+                found.push((name, u64::from(start) << 16 | u64::from(offset)));
+                left = left.checked_sub(8 + len as u32).context("a directory ends in an entry")?;
+            }
+        }
+        found.into_iter().map(|(name, reference)| Ok((name, self.node(reference)?))).collect()
+    }
+
+    /// Visits everything below the root, parents first, with clean relative paths; the root is the empty path.
+    ///
+    /// # Errors
+    /// What `visit` returns, a damaged image (a directory inside itself too), or failing I/O.
+    pub fn walk(&mut self, visit: &mut impl FnMut(&mut Self, &str, &Node) -> Result<()>) -> Result<()> {
+        let root = self.root()?;
+        let mut budget =
+            u64::from(self.superblock.inodes).min(self.superblock.bytes_used).saturating_mul(64).saturating_add(64);
+        let mut stack = vec![(String::new(), root, 0)];
+        while let Some((path, node, depth)) = stack.pop() {
+            budget = budget.checked_sub(1).context("the image has far more names than inodes")?;
+            visit(self, &path, &node)?;
+            if node.kind == NodeKind::Dir {
+                if depth >= DEPTH_MAX {
+                    bail!("directories are nested more than {DEPTH_MAX} deep");
+                }
+                let entries = self.entries(&node).with_context(|| format!("reading directory `{path}`"))?;
+                for (name, child) in entries.into_iter().rev() {
+                    let path = if path.is_empty() { name } else { format!("{path}/{name}") };
+                    stack.push((path, child, depth + 1));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The node at a clean relative path; symbolic links are not followed.
+    ///
+    /// # Errors
+    /// A damaged image, or failing I/O.
+    pub fn find(&mut self, path: &str) -> Result<Option<Node>> {
+        let mut node = self.root()?;
+        for part in path.split('/').filter(|part| !part.is_empty()) {
+            if node.kind != NodeKind::Dir {
+                return Ok(None);
+            }
+            match self.entries(&node)?.into_iter().find(|(name, _)| name == part) {
+                Some((_, child)) => node = child,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(node))
+    }
+
+    /// All bytes of a file of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// A larger file, a damaged image, or failing I/O.
+    pub fn read(&mut self, file: &FileData, limit: u64) -> Result<Vec<u8>> {
+        if file.len > limit {
+            bail!("a file has {} bytes, more than {limit}", file.len);
+        }
+        let block = self.superblock.block_size as usize;
+        let len = usize::try_from(file.len)?;
+        let mut out = Vec::new();
+        let mut at = file.start;
+        for word in &file.sizes {
+            let want = block.min(len - out.len());
+            if *word == 0 {
+                out.resize(out.len() + want, 0);
+                continue;
+            }
+            let bytes = self.block(at, *word)?;
+            if bytes.len() != want {
+                bail!("a block has {} bytes, expected {want}", bytes.len());
+            }
+            out.extend_from_slice(&bytes);
+            at = at.saturating_add(u64::from(word & !BLOCK_STORED));
+        }
+        if file.fragment != NONE32 {
+            let want = len - out.len();
+            if self.fragment.as_ref().is_none_or(|(index, _)| *index != file.fragment) {
+                let (at, word) = *self.fragments.get(file.fragment as usize).context("no such fragment block")?;
+                self.fragment = Some((file.fragment, self.block(at, word)?));
+            }
+            let (_, bytes) = self.fragment.as_ref().context("a fragment block")?;
+            let tail = bytes.get(file.offset as usize..).and_then(|rest| rest.get(..want));
+            out.extend_from_slice(tail.context("a file ends outside of its fragment block")?);
+        }
+        if out.len() != len {
+            bail!("a file has {} bytes of {len}", out.len());
+        }
+        Ok(out)
+    }
+
+    fn block(&mut self, at: u64, word: u32) -> Result<Vec<u8>> {
+        let (block, len) = (self.superblock.block_size as usize, (word & !BLOCK_STORED) as usize);
+        if len > block {
+            bail!("a block at {at} has {len} bytes");
+        }
+        let bytes = self.raw(at, len)?;
+        if word & BLOCK_STORED != 0 { Ok(bytes) } else { unpack(&bytes, block) }
+    }
+}
+
+fn unpack(bytes: &[u8], limit: usize) -> Result<Vec<u8>> {
+    zstd::bulk::decompress(bytes, limit).context("decompressing a block")
+}

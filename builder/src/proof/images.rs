@@ -1,0 +1,124 @@
+//! Every container image that anything on the node will ask for is in the payload, under exactly that name.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use profiles::node::{Architecture, ClusterDns};
+use profiles::schema::KubernetesSection;
+
+/// An image somebody will ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The full reference, as kubelet will ask for it.
+    pub reference: String,
+    /// Who asks.
+    pub by: String,
+}
+
+/// The CoreDNS image of each kubeadm minor from 1.19 on (`CoreDNSVersion` in cmd/kubeadm/app/constants/constants.go), newest
+/// last; a minor that is not listed has the version of the one before it.
+const COREDNS: &[(u32, &str)] = &[
+    (19, "1.7.0"),
+    (21, "v1.8.0"),
+    (22, "v1.8.4"),
+    (23, "v1.8.6"),
+    (25, "v1.9.3"),
+    (27, "v1.10.1"),
+    (29, "v1.11.1"),
+    (32, "v1.11.3"),
+];
+
+/// What kubeadm and the sandbox setting will ask for.
+/// Source of the names: `cmd/kubeadm/app/images/images.go`. etcd is external and asks for none.
+pub fn wanted_by_kubeadm(kubernetes: &KubernetesSection) -> Vec<Wanted> {
+    let (repository, version) = (&kubernetes.image_repository, &kubernetes.version);
+    let mut wanted: Vec<Wanted> = ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy"]
+        .iter()
+        .map(|name| Wanted { reference: format!("{repository}/{name}:v{version}"), by: format!("kubeadm {version}") })
+        .collect();
+    wanted.push(Wanted {
+        reference: kubernetes.pause_image.clone(),
+        by: "containerd's sandbox setting and kubelet (`pause_image`)".into(),
+    });
+    let minor = version.minor;
+    if kubernetes.dns == ClusterDns::Coredns
+        && let Some((_, coredns)) = COREDNS.iter().rev().find(|(from, _)| *from <= minor)
+    {
+        // kubeadm inserts one more path component under the upstream registry only, since 1.21.
+        let upstream = repository == "registry.k8s.io" || repository == "k8s.gcr.io";
+        let path = if upstream && minor >= 21 { "coredns/coredns" } else { "coredns" };
+        wanted.push(Wanted {
+            reference: format!("{repository}/{path}:{coredns}"),
+            by: format!("kubeadm {version}, `dns = \"coredns\"`"),
+        });
+    }
+    wanted
+}
+
+/// What does not add up: one sentence for each image that is missing or made for another architecture.
+pub fn problems(wanted: &[Wanted], payload: &BTreeMap<String, Architecture>, node: Architecture) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    wanted
+        .iter()
+        .filter(|image| seen.insert(&image.reference))
+        .filter_map(|image| match payload.get(&image.reference) {
+            None => Some(format!(
+                "image `{}` is not in the payload, but {} will ask for it; add to the cluster file: [[image]] reference = \"{}\"",
+                image.reference, image.by, image.reference
+            )),
+            Some(architecture) if *architecture != node => Some(format!(
+                "image `{}`, which {} will ask for, is made for {architecture:?}, but the node is {node:?}",
+                image.reference, image.by
+            )),
+            Some(_) => None,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::time::Duration;
+
+    use profiles::node::ProxyMode;
+
+    use super::*;
+
+    fn kubernetes(version: &str, dns: ClusterDns) -> KubernetesSection {
+        KubernetesSection {
+            version: version.parse().unwrap(),
+            image_repository: "k8s.gcr.io".into(),
+            pause_image: "k8s.gcr.io/pause:3.2".into(),
+            proxy_mode: ProxyMode::Iptables,
+            dns,
+            apiserver_port: 6443,
+            cert_sans: Vec::new(),
+            control_plane_timeout: Duration::from_secs(240),
+        }
+    }
+
+    #[test]
+    fn removing_any_one_image_is_noticed_by_name() {
+        let wanted = wanted_by_kubeadm(&kubernetes("1.20.2", ClusterDns::Coredns));
+        let full: BTreeMap<_, _> = wanted.iter().map(|image| (image.reference.clone(), Architecture::Amd64)).collect();
+        assert_eq!(full.len(), 6);
+        assert!(problems(&wanted, &full, Architecture::Amd64).is_empty());
+        for image in &wanted {
+            let mut less = full.clone();
+            less.remove(&image.reference);
+            let found = problems(&wanted, &less, Architecture::Amd64);
+            assert_eq!(found.len(), 1);
+            assert!(found[0].contains(&image.reference), "{found:?}");
+        }
+        assert_eq!(problems(&wanted, &full, Architecture::Loong64).len(), 6);
+    }
+
+    #[test]
+    fn coredns_is_named_as_kubeadm_of_that_minor_names_it() {
+        let reference = |version: &str| {
+            wanted_by_kubeadm(&kubernetes(version, ClusterDns::Coredns)).pop().map(|image| image.reference)
+        };
+        assert_eq!(reference("1.20.2").as_deref(), Some("k8s.gcr.io/coredns:1.7.0"));
+        assert_eq!(reference("1.21.1").as_deref(), Some("k8s.gcr.io/coredns/coredns:v1.8.0"));
+        assert_eq!(reference("1.32.1").as_deref(), Some("k8s.gcr.io/coredns/coredns:v1.11.3"));
+    }
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `/opt/imgbuild/payload.json`: what the payload brings (docs/contracts.md, section 3).
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+/// What the payload brings.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Payload {
+    /// Always 1.
+    pub schema: u32,
+    /// OCI name of the architecture.
+    pub architecture: String,
+    /// Version of Kubernetes, with `v`.
+    pub kubernetes: String,
+    /// Version of containerd.
+    pub containerd: String,
+    /// References of all images, exactly as kubelet asks for them.
+    pub images: Vec<String>,
+    /// The sandbox image.
+    pub sandbox_image: String,
+}
+
+/// Reads it.
+pub fn read(path: &Path) -> Result<Payload> {
+    let text = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    parse(&text).with_context(|| format!("understanding {}", path.display()))
+}
+
+fn parse(text: &[u8]) -> Result<Payload> {
+    let payload: Payload = serde_json::from_slice(text)?;
+    anyhow::ensure!(payload.schema == 1, "schema {} is unknown to this firstboot", payload.schema);
+    Ok(payload)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_the_contract_shows() {
+        let payload = parse(
+            br#"{ "schema": 1, "architecture": "amd64", "kubernetes": "v1.20.2", "containerd": "1.6.20",
+                  "images": ["k8s.gcr.io/pause:3.2"], "sandbox_image": "k8s.gcr.io/pause:3.2" }"#,
+        )
+        .unwrap();
+        assert_eq!(payload.images, ["k8s.gcr.io/pause:3.2"]);
+        assert!(parse(br#"{"schema": 2}"#).is_err());
+    }
+}

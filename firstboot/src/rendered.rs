@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! From a seed to the plan of the node: what `profiles` renders, the secrets, and what cloud-config adds.
+
+use anyhow::Result;
+use profiles::node::ClusterDns;
+use profiles::render::{self, Content, NodeFile, RenderError};
+
+use crate::failure::Failure;
+use crate::node::{Kind, NodePlan, PlannedFile, plan_digest};
+use crate::payload::Payload;
+use crate::seed::document::Seed;
+
+/// Units that their own steps enable, never earlier: a reboot half-way must not start half a control plane, nor an etcd
+/// whose port the preflight then finds taken.
+const ENABLED_BY_STEPS: [&str; 3] = ["containerd.service", "etcd.service", "kubelet.service"];
+/// This phase makes a token that nobody needs here. The one thing of it that every cluster needs, the approval of
+/// kubelets' renewed certificates, is a manifest of ours (steps/manifests.rs).
+const TOKEN_PHASE: &str = "bootstrap-token";
+
+/// The plan of this node.
+pub fn plan(seed: &Seed, payload: Payload) -> Result<NodePlan> {
+    let profile = seed.profile().clone();
+    let unusable = |error: RenderError| {
+        let hint = "make the seed again with `imgbuild --output seed`";
+        Failure::seed(format!("rendering the profile: {error}"), hint)
+    };
+    let rendered = render::files(&profile).map_err(unusable)?;
+    let arguments = render::kubeadm_args(&profile).map_err(unusable)?;
+    let mut files: Vec<PlannedFile> = rendered
+        .into_iter()
+        .filter(|file| !enables_a_steps_unit(&file.path))
+        .chain(seed.ours.secret_files())
+        .map(planned)
+        .collect();
+    for file in cloud_files(seed) {
+        if files.iter().all(|other| other.path != file.path) {
+            files.push(file);
+        }
+    }
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    let kubeadm = kubeadm_arguments(arguments, profile.kubernetes.dns);
+    let digest = plan_digest(&profile, &files, &kubeadm, &payload);
+    Ok(NodePlan { profile, files, kubeadm, payload, digest })
+}
+
+fn enables_a_steps_unit(path: &str) -> bool {
+    let link = path.strip_prefix("/etc/systemd/system/").and_then(|rest| rest.split_once(".wants/"));
+    link.is_some_and(|(_, unit)| ENABLED_BY_STEPS.contains(&unit))
+}
+
+fn planned(file: NodeFile) -> PlannedFile {
+    PlannedFile {
+        path: file.path,
+        mode: file.mode,
+        owner: format!("{0}:{0}", file.owner.name()),
+        kind: match file.content {
+            Content::Text(text) => Kind::File(text.into_bytes()),
+            Content::Symlink(target) => Kind::Link(target),
+        },
+    }
+}
+
+/// Adds what only the node side knows to what `profiles` says.
+fn kubeadm_arguments(mut arguments: Vec<String>, dns: ClusterDns) -> Vec<String> {
+    match arguments.iter_mut().find(|argument| argument.starts_with("--skip-phases=")) {
+        Some(skip) if skip.contains(TOKEN_PHASE) => {}
+        Some(skip) => {
+            skip.push(',');
+            skip.push_str(TOKEN_PHASE);
+        }
+        None => arguments.push(format!("--skip-phases={TOKEN_PHASE}")),
+    }
+    let ignores = arguments.iter().any(|argument| argument.starts_with("--ignore-preflight-errors="));
+    if dns == ClusterDns::None && !ignores {
+        // kubeadm wants to pull the CoreDNS image even when it skips the add-on. What is needed was proved complete by
+        // the build, and is verified by the step that imports images.
+        arguments.push("--ignore-preflight-errors=ImagePull".to_owned());
+    }
+    arguments
+}
+
+/// cloud-config's ordinary keys, where `profiles` does not render the same file.
+fn cloud_files(seed: &Seed) -> Vec<PlannedFile> {
+    let mut files = Vec::new();
+    let mut keys = seed.profile().node.ssh_authorized_keys.clone();
+    keys.extend(seed.cloud.ssh_authorized_keys.iter().filter(|key| !keys.contains(key)).cloned().collect::<Vec<_>>());
+    if !keys.is_empty() {
+        files.push(PlannedFile {
+            path: "/root/.ssh/authorized_keys".to_owned(),
+            mode: 0o600,
+            owner: "root:root".to_owned(),
+            kind: Kind::File((keys.join("\n") + "\n").into_bytes()),
+        });
+    }
+    let is_zone =
+        |zone: &&String| !zone.is_empty() && !zone.starts_with('/') && !zone.split('/').any(|part| part == "..");
+    if let Some(zone) = seed.cloud.timezone.as_ref().filter(is_zone) {
+        files.push(PlannedFile {
+            path: "/etc/localtime".to_owned(),
+            mode: 0o777,
+            owner: "root:root".to_owned(),
+            kind: Kind::Link(format!("../usr/share/zoneinfo/{zone}")),
+        });
+    }
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seed() -> Seed {
+        let user_data = format!(
+            "#cloud-config\nssh_authorized_keys: [ssh-ed25519 AAAA me]\ntimezone: Asia/Shanghai\nimgbuild:\n  schema: 1\n  \
+             profile: {}\n  secrets: {{/etc/kubernetes/pki/ca.key: KEY, /etc/etcd/pki/server.crt: CERT}}\n",
+            crate::testing::PROFILE.replace('\n', " ")
+        );
+        crate::seed::document::parse(b"instance-id: a", user_data.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn the_plan_has_everything_but_the_links_that_steps_make() {
+        let plan = plan(&seed(), Payload::default()).unwrap();
+        let lines: Vec<_> =
+            plan.files.iter().map(|file| format!("{:04o} {:9} {}", file.mode, file.owner, file.path)).collect();
+        insta::assert_snapshot!(lines.join("\n"));
+        assert_eq!(
+            plan.kubeadm,
+            ["--skip-phases=addon/coredns,bootstrap-token", "--ignore-preflight-errors=ImagePull"]
+        );
+    }
+
+    #[test]
+    fn a_zone_cannot_lead_out_of_the_zones() {
+        let mut seed = seed();
+        for zone in ["../../../etc/shadow", "/etc/shadow", ""] {
+            seed.cloud.timezone = Some(zone.to_owned());
+            assert!(cloud_files(&seed).iter().all(|file| file.path != "/etc/localtime"));
+        }
+    }
+
+    #[test]
+    fn no_token_is_made_and_images_are_not_pulled() {
+        let arguments = |from: &[&str], dns| kubeadm_arguments(from.iter().map(|arg| (*arg).to_owned()).collect(), dns);
+        assert_eq!(
+            arguments(&["--skip-phases=addon/coredns"], ClusterDns::None),
+            ["--skip-phases=addon/coredns,bootstrap-token", "--ignore-preflight-errors=ImagePull"]
+        );
+        assert_eq!(arguments(&[], ClusterDns::Coredns), ["--skip-phases=bootstrap-token"]);
+    }
+}

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A node in a temporary directory: a runner that only pretends, a clock that only tests move.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::Result;
+use profiles::node::NodeProfile;
+
+use crate::console::Console;
+use crate::context::Cx;
+use crate::host::Host;
+use crate::journal::Journal;
+use crate::node::NodePlan;
+use crate::payload::Payload;
+use crate::runner::{Command, Feed, Output, Runner};
+use crate::status::StatusFile;
+
+type Answer = Box<dyn FnMut(&str) -> Output>;
+
+/// Answers by the longest matching prefix of the command line; everything else succeeds silently.
+#[derive(Default)]
+pub struct FakeRunner {
+    answers: RefCell<Vec<(String, Answer)>>,
+    trace: RefCell<Vec<String>>,
+    pub fed: RefCell<Vec<u8>>,
+}
+
+impl FakeRunner {
+    pub fn answer(&self, prefix: &str, status: i32, stdout: &str, stderr: &str) {
+        let output =
+            Output { status, stdout: stdout.to_owned(), stderr_tail: stderr.to_owned(), elapsed: Duration::ZERO };
+        self.on(prefix, move |_| output.clone());
+    }
+
+    pub fn on(&self, prefix: &str, answer: impl FnMut(&str) -> Output + 'static) {
+        self.answers.borrow_mut().insert(0, (prefix.to_owned(), Box::new(answer)));
+    }
+
+    /// Command lines that ran, and forgets them.
+    pub fn take_trace(&self) -> Vec<String> {
+        std::mem::take(&mut self.trace.borrow_mut())
+    }
+}
+
+impl Runner for FakeRunner {
+    fn run(&self, command: &Command, feed: Option<Feed<'_>>, on_line: &mut dyn FnMut(&str)) -> Result<Output> {
+        let line = command.to_string();
+        self.trace.borrow_mut().push(line.clone());
+        if let Some(feed) = feed {
+            let mut fed = Vec::new();
+            feed(&mut fed)?;
+            *self.fed.borrow_mut() = fed;
+        }
+        let mut answers = self.answers.borrow_mut();
+        let best = answers
+            .iter_mut()
+            .filter(|(prefix, _)| line.starts_with(prefix.as_str()))
+            .reduce(|best, next| if next.0.len() > best.0.len() { next } else { best });
+        let output = best.map(|(_, answer)| answer(&line)).unwrap_or_default();
+        output.stdout.lines().chain(output.stderr_tail.lines()).for_each(on_line);
+        Ok(output)
+    }
+}
+
+pub struct FakeHost {
+    uptime: Cell<Duration>,
+    slept: Cell<Duration>,
+    pub unix_time: Cell<u64>,
+    pub addresses: RefCell<Vec<IpAddr>>,
+    pub busy_ports: RefCell<Vec<u16>>,
+    pub hostname: RefCell<String>,
+}
+
+impl Default for FakeHost {
+    fn default() -> Self {
+        Self {
+            uptime: Cell::default(),
+            slept: Cell::default(),
+            unix_time: Cell::new(1_800_000_000),
+            addresses: RefCell::new(vec!["10.0.2.15".parse().unwrap()]),
+            busy_ports: RefCell::default(),
+            hostname: RefCell::new("localhost".to_owned()),
+        }
+    }
+}
+
+impl FakeHost {
+    pub fn slept(&self) -> Duration {
+        self.slept.get()
+    }
+}
+
+impl Host for FakeHost {
+    fn unix_time(&self) -> u64 {
+        self.unix_time.get()
+    }
+    fn uptime(&self) -> Duration {
+        self.uptime.get()
+    }
+    fn sleep(&self, time: Duration) {
+        self.uptime.set(self.uptime.get() + time);
+        self.slept.set(self.slept.get() + time);
+    }
+    fn has_address(&self, address: IpAddr) -> bool {
+        self.addresses.borrow().contains(&address)
+    }
+    fn port_is_free(&self, port: u16) -> bool {
+        !self.busy_ports.borrow().contains(&port)
+    }
+    fn hostname(&self) -> String {
+        self.hostname.borrow().clone()
+    }
+    fn set_hostname(&self, name: &str) -> Result<()> {
+        name.clone_into(&mut self.hostname.borrow_mut());
+        Ok(())
+    }
+    fn sync(&self, _: &Path) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[derive(Clone, Default)]
+struct Shared(Rc<RefCell<Vec<u8>>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.borrow_mut().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.borrow().clone()).unwrap()
+    }
+}
+
+/// One node.
+pub struct Lab {
+    dir: tempfile::TempDir,
+    pub plan: NodePlan,
+    pub runner: FakeRunner,
+    pub host: FakeHost,
+    console: Console,
+    seen: Shared,
+    log: Shared,
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        Self::on(tempfile::tempdir().unwrap())
+    }
+
+    fn on(dir: tempfile::TempDir) -> Self {
+        let (seen, log) = (Shared::default(), Shared::default());
+        let console = Console::new(vec![Box::new(seen.clone())], Box::new(log.clone()));
+        console.set_who("master-1");
+        let plan = NodePlan {
+            profile: profile(),
+            files: Vec::new(),
+            kubeadm: vec!["--skip-phases=bootstrap-token".to_owned()],
+            payload: Payload::default(),
+            digest: "plan".to_owned(),
+        };
+        Self { dir, plan, runner: FakeRunner::default(), host: FakeHost::default(), console, seen, log }
+    }
+
+    /// The same disk, everything else new.
+    pub fn reboot(self) -> Self {
+        let _ = std::fs::remove_dir_all(self.root().join("run"));
+        Self::on(self.dir)
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().to_owned()
+    }
+
+    pub fn write(&self, path: &str, content: &str) {
+        let path = crate::context::below(self.dir.path(), path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+
+    pub fn exists(&self, path: &str) -> bool {
+        crate::context::below(self.dir.path(), path).exists()
+    }
+
+    pub fn cx(&self) -> Cx<'_> {
+        Cx {
+            root: self.root(),
+            plan: &self.plan,
+            runner: &self.runner,
+            host: &self.host,
+            console: &self.console,
+            journal: RefCell::new(Journal::open(&self.root().join("var/lib/imgbuild/journal.jsonl")).unwrap()),
+            status: RefCell::new(StatusFile::new(&self.root().join("run/imgbuild/status.json"))),
+            step: RefCell::new("test"),
+            interrupted: RefCell::new(BTreeSet::new()),
+        }
+    }
+
+    pub fn console_lines(&self) -> Vec<String> {
+        self.seen.text().lines().map(|line| line.trim_end().to_owned()).collect()
+    }
+
+    pub fn log(&self) -> String {
+        self.log.text()
+    }
+}
+
+/// The lab's profile: one node with all roles.
+pub fn profile() -> NodeProfile {
+    serde_json::from_str(PROFILE).unwrap()
+}
+
+pub const PROFILE: &str = r#"{
+  "schema": 1,
+  "cluster": {"name": "lab", "id": "0123456789abcdef0123456789abcdef"},
+  "node": {"name": "master-1", "roles": ["etcd", "master", "worker"], "architecture": "amd64",
+           "address": "10.0.2.15/24", "mac": null, "pod_subnet": "10.244.0.0/24"},
+  "peers": [{"name": "master-1", "address": "10.0.2.15", "roles": ["etcd", "master", "worker"],
+             "pod_subnet": "10.244.0.0/24"}],
+  "network": {"gateway": "10.0.2.2", "dns_servers": [], "ntp_servers": [], "pod_subnets": ["10.244.0.0/16"],
+              "service_subnets": ["10.96.0.0/16"], "dns_domain": "cluster.local", "plugin": "bridge", "mtu": null},
+  "kubernetes": {"version": "1.20.2", "control_plane_endpoint": "10.0.2.15:6443", "apiserver_port": 6443,
+                 "cert_sans": [], "image_repository": "k8s.gcr.io", "pause_image": "k8s.gcr.io/pause:3.2",
+                 "proxy_mode": "iptables", "dns": "none", "control_plane_timeout_seconds": 900},
+  "etcd": {"heartbeat_ms": 100, "election_ms": 1000, "quota_bytes": 2147483648},
+  "containerd": {"version": "1.6.20"},
+  "load_balancer": {"kind": "none"}
+}"#;

@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a cluster file may say, as types. Every field's documentation begins with "Required." or "Optional, default
+//! …"; `docs/cluster-file.md` is generated from these comments by a test, so keep them exact.
+//! Decoding is `decode.rs` and `sections.rs`, cross-checks are `validate.rs`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+pub use crate::node::{Architecture, ClusterDns, NetworkPlugin, ProxyMode, Role};
+use crate::text;
+use crate::version::Version;
+
+/// A valid cluster file. [`Cluster::parse`] is the only way to make one from text.
+///
+/// TOML: the top level
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cluster {
+    /// Required. Version of this format; always 1.
+    pub schema: u32,
+    /// Required. `[cluster]`: the cluster's name.
+    pub cluster: ClusterSection,
+    /// Required. `[kubernetes]`: version and add-ons.
+    pub kubernetes: KubernetesSection,
+    /// Required. `[containerd]`: the container runtime.
+    pub containerd: ContainerdSection,
+    /// Required. `[network]`: subnets, servers of the room, pod network.
+    pub network: NetworkSection,
+    /// Optional, default as each of its keys. `[etcd]`: timing and size of etcd.
+    pub etcd: EtcdSection,
+    /// Optional, default `kind = "none"`. `[load_balancer]`: how masters are reached.
+    pub load_balancer: LoadBalancerSection,
+    /// Optional, default as each of its keys. `[disk]`: sizes of the disk image and its partitions.
+    pub disk: DiskSection,
+    /// Required. `[os]`: the read-only root.
+    pub os: OsSection,
+    /// Optional, default empty. `[payload]`: what lies at /opt/imgbuild besides the images.
+    pub payload: PayloadSection,
+    /// Required. `[[input]]`: where packages, binaries and files come from.
+    pub input: Vec<Input>,
+    /// Optional, default none. `[[image]]`: container images assembled by imgbuild.
+    pub image: Vec<Image>,
+    /// Required. `[[node]]`: the machines, at least one. Append new ones at the end: with the `bridge` plugin a node's
+    /// place decides its pod subnet.
+    pub node: Vec<NodeSection>,
+}
+
+/// The cluster's name.
+///
+/// TOML: `[cluster]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClusterSection {
+    /// Required. A DNS label: a-z, 0-9 and `-`.
+    pub name: String,
+}
+
+/// Kubernetes.
+///
+/// TOML: `[kubernetes]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct KubernetesSection {
+    /// Required. Version of kubeadm, kubelet, kubectl and the control plane, all the same: `"1.20.2"`.
+    pub version: Version,
+    /// Required. Registry prefix that the names of the control-plane images begin with: `"k8s.gcr.io"`.
+    pub image_repository: String,
+    /// Required. Full reference of the sandbox image: `"k8s.gcr.io/pause:3.2"`.
+    pub pause_image: String,
+    /// Optional, default `"iptables"`. kube-proxy mode: `"iptables"`, `"ipvs"`, or `"nftables"` (1.31 and later).
+    pub proxy_mode: ProxyMode,
+    /// Optional, default `"coredns"`. Cluster DNS: `"coredns"` or `"none"`.
+    pub dns: ClusterDns,
+    /// Optional, default 6443. Port the API servers bind.
+    pub apiserver_port: u16,
+    /// Optional, default none. Further names and addresses in the API server's certificate; names and addresses of
+    /// the nodes and of the load balancer are always in it.
+    pub cert_sans: Vec<String>,
+    /// Optional, default `"4m"`. How long kubeadm waits for the control plane; raise it for slow or emulated machines.
+    pub control_plane_timeout: Duration,
+}
+
+/// The container runtime.
+///
+/// TOML: `[containerd]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContainerdSection {
+    /// Required. Version, or its beginning, of the packaged containerd: `"1.6"`. Decides the format of its
+    /// configuration; the build fails when the package is another.
+    pub version: Version,
+}
+
+/// Networks.
+///
+/// TOML: `[network]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct NetworkSection {
+    /// Required. The subnet all nodes are in: `"10.0.2.0/24"`.
+    pub node_subnet: IpNet,
+    /// Optional, default none. Default gateway, inside `node_subnet`.
+    pub gateway: Option<IpAddr>,
+    /// Optional, default none. DNS servers of the room.
+    pub dns_servers: Vec<IpAddr>,
+    /// Optional, default none. NTP servers of the room, names or addresses.
+    pub ntp_servers: Vec<String>,
+    /// Required. Pod networks, one per IP family: `["10.200.0.0/16"]`. Each node gets a /24 (IPv6: a /64) of it.
+    pub pod_subnets: Vec<IpNet>,
+    /// Required. Service networks, one per IP family: `["10.201.0.0/16"]`.
+    pub service_subnets: Vec<IpNet>,
+    /// Optional, default `"cluster.local"`. DNS domain of the cluster.
+    pub dns_domain: String,
+    /// Required. Pod network: `"bridge"` (no images needed), `"calico"`, or `"manifest"` (you bring your own).
+    pub plugin: NetworkPlugin,
+    /// Optional, default the kernel's. MTU of pod interfaces.
+    pub mtu: Option<u32>,
+}
+
+/// External etcd; its members are the nodes with the role `etcd`.
+///
+/// TOML: `[etcd]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct EtcdSection {
+    /// Optional, default `"100ms"`. Heartbeat interval.
+    pub heartbeat: Duration,
+    /// Optional, default `"1s"`. Election timeout, at least five heartbeats.
+    pub election: Duration,
+    /// Optional, default `"2GiB"`. Size of the database at which etcd refuses writes; at most 8GiB.
+    pub quota: u64,
+}
+
+/// How masters are reached.
+///
+/// TOML: `[load_balancer]`
+#[derive(Debug, Clone, PartialEq)]
+pub enum LoadBalancerSection {
+    /// `kind = "none"`: a single master, reached directly.
+    None,
+    /// `kind = "external"`: a load balancer of the room.
+    External {
+        /// Required. Where it listens: `"10.0.0.5:6443"` or `"api.example.org:6443"`.
+        endpoint: String,
+    },
+    /// `kind = "keepalived"`: haproxy and keepalived on the masters.
+    Keepalived {
+        /// Required. The virtual address, inside `node_subnet`, of no node.
+        vip: IpAddr,
+        /// Optional, default 8443. haproxy's port, never the API server's.
+        port: u16,
+        /// Optional, default derived from the cluster's id. VRRP virtual router id, 1 to 255, unique in the layer-2
+        /// segment.
+        vrid: Option<u8>,
+    },
+}
+
+/// Sizes, as `"512MiB"` or `"16GiB"`.
+///
+/// TOML: `[disk]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct DiskSection {
+    /// Optional, default `"16GiB"`. Size of the disk image. A larger disk is used to its end.
+    pub size: u64,
+    /// Optional, default `"256MiB"`. EFI system partition; holds two kernels.
+    pub esp_size: u64,
+    /// Optional, default `"2GiB"`. Each of the two root partitions.
+    pub root_size: u64,
+    /// Optional, default `"3GiB"`. Each of the two payload partitions.
+    pub payload_size: u64,
+}
+
+/// The read-only root, made from packages.
+///
+/// TOML: `[os]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct OsSection {
+    /// Required. `"debian"`; decides which rootfs overlays apply.
+    pub distribution: Distribution,
+    /// Required. `"amd64"` or `"loong64"`.
+    pub architecture: Architecture,
+    /// Required. Packages of the root, from the `deb` inputs; what they depend on comes by itself.
+    pub packages: Vec<String>,
+    /// Optional, default none. Links that update-alternatives would make: `"/usr/sbin/iptables" = "/usr/sbin/iptables-nft"`.
+    pub alternatives: BTreeMap<String, String>,
+    /// Optional, default none. Appended to the kernel command line.
+    pub kernel_args: Vec<String>,
+}
+
+/// Distribution of the root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Distribution {
+    /// Debian.
+    Debian,
+}
+
+/// What lies at /opt/imgbuild besides the images.
+///
+/// TOML: `[payload]`
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct PayloadSection {
+    /// Optional, default none. Binaries of the `source` inputs that go to /opt/imgbuild/bin.
+    pub binaries: Vec<String>,
+    /// Optional, default none. Packages whose CNI plugins (/usr/lib/cni) go to /opt/imgbuild/cni/bin and whose programs
+    /// go to /opt/imgbuild/bin.
+    pub packages: Vec<String>,
+}
+
+/// Where something comes from.
+///
+/// TOML: `[[input]]`
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// `kind = "deb"`: a Debian archive, on the mirror the build is given.
+    Deb(DebInput),
+    /// `kind = "source"`: programs compiled from a distribution's source package.
+    Source(SourceInput),
+    /// `kind = "file"`: a file beside the cluster file.
+    File(FileInput),
+}
+
+/// A Debian archive.
+///
+/// TOML: `[[input]]` with `kind = "deb"`
+#[derive(Debug, Clone, PartialEq)]
+pub struct DebInput {
+    /// Required. Name of the input, unique.
+    pub name: String,
+    /// Required. Suites, the first is the main one: `["bookworm", "bookworm-security"]`.
+    pub suites: Vec<String>,
+    /// Optional, default `["main"]`. Archive components.
+    pub components: Vec<String>,
+}
+
+/// Programs compiled from a distribution's source package.
+///
+/// TOML: `[[input]]` with `kind = "source"`
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceInput {
+    /// Required. Name of the input, unique.
+    pub name: String,
+    /// Required. Suite that has the source package: `"bookworm"`.
+    pub suite: String,
+    /// Required. Name of the source package: `"kubernetes"`.
+    pub package: String,
+    /// Required. What the package's upstream version begins with: `"1.20.2"`.
+    pub version: String,
+    /// Required. How it is compiled, by the name of a recipe built into imgbuild; the recipe brings its toolchain:
+    /// `"kubernetes-1.20"`.
+    pub recipe: String,
+}
+
+/// A file beside the cluster file.
+///
+/// TOML: `[[input]]` with `kind = "file"`
+#[derive(Debug, Clone, PartialEq)]
+pub struct FileInput {
+    /// Required. Name of the input, unique.
+    pub name: String,
+    /// Required. Path, relative to the cluster file.
+    pub path: String,
+    /// Required. SHA-256 of its content, 64 hex digits.
+    pub sha256: String,
+    /// Required. Absolute path on the node. Below /opt/imgbuild it becomes part of the payload, elsewhere of the root.
+    pub to: String,
+    /// Optional, default `"0644"`. Mode, in octal.
+    pub mode: u32,
+}
+
+/// A container image assembled by imgbuild.
+///
+/// TOML: `[[image]]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Image {
+    /// Required. Full reference, as kubelet will ask for it: `"k8s.gcr.io/kube-proxy:v1.20.2"`.
+    pub reference: String,
+    /// Optional, default none. Binaries of the `source` inputs.
+    pub binaries: Vec<String>,
+    /// Optional, default `"/usr/local/bin"`. Directory the binaries are put in.
+    pub binaries_to: String,
+    /// Optional, default none. Packages unpacked into the image, with all they depend on.
+    pub packages: Vec<String>,
+    /// Optional, default none. Links, as in `[os.alternatives]`.
+    pub alternatives: BTreeMap<String, String>,
+    /// Optional, default none. Entrypoint of the image.
+    pub entrypoint: Vec<String>,
+    /// Optional, default `PATH` alone. Environment variables.
+    pub env: BTreeMap<String, String>,
+}
+
+/// One machine.
+///
+/// TOML: `[[node]]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeSection {
+    /// Required. Host name and Kubernetes node name: at most 36 of a-z, 0-9, `-` and `.`.
+    pub name: String,
+    /// Required. One or more of `"etcd"`, `"master"`, `"worker"`. A master that is a worker too runs ordinary pods.
+    pub roles: BTreeSet<Role>,
+    /// Required. Address inside `node_subnet`, without prefix length.
+    pub address: IpAddr,
+    /// Optional, default the only Ethernet interface. MAC address of the interface: `"52:54:00:12:34:56"`.
+    pub mac: Option<String>,
+    /// Optional, default found by `mac`. Name of the interface; masters need it with `kind = "keepalived"`.
+    pub interface: Option<String>,
+    /// Optional, default none. Kubernetes labels.
+    pub labels: BTreeMap<String, String>,
+    /// Optional, default none. OpenSSH public keys that may log in as root.
+    pub ssh_authorized_keys: Vec<String>,
+    /// Optional, default `[disk] size`. Size of this node's disk image.
+    pub disk_size: Option<u64>,
+}
+
+/// There is no node of that name in the cluster file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the cluster file has no node `{name}`; {hint}")]
+pub struct UnknownNode {
+    /// The name that was asked for.
+    pub name: String,
+    /// What to do: the nearest name, or all names.
+    pub hint: String,
+}
+
+impl Input {
+    /// The unique name of the input.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Deb(input) => &input.name,
+            Self::Source(input) => &input.name,
+            Self::File(input) => &input.name,
+        }
+    }
+}
+
+impl Cluster {
+    /// The node called `name`.
+    pub fn node(&self, name: &str) -> Result<&NodeSection, UnknownNode> {
+        self.node.iter().find(|node| node.name == name).ok_or_else(|| {
+            let names: Vec<&str> = self.node.iter().map(|node| node.name.as_str()).collect();
+            let hint = match text::closest(name, &names) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("it has: {}", text::list(&names)),
+            };
+            UnknownNode { name: name.to_owned(), hint }
+        })
+    }
+
+    /// The nodes that have `role`, in the file's order.
+    pub fn nodes_with(&self, role: Role) -> impl Iterator<Item = &NodeSection> {
+        self.node.iter().filter(move |node| node.roles.contains(&role))
+    }
+
+    /// The Debian archives, in the file's order.
+    pub fn debs(&self) -> impl Iterator<Item = &DebInput> {
+        self.input.iter().filter_map(|input| if let Input::Deb(deb) = input { Some(deb) } else { None })
+    }
+
+    /// The source packages, in the file's order.
+    pub fn sources(&self) -> impl Iterator<Item = &SourceInput> {
+        self.input.iter().filter_map(|input| if let Input::Source(source) = input { Some(source) } else { None })
+    }
+
+    /// The files, in the file's order.
+    pub fn files(&self) -> impl Iterator<Item = &FileInput> {
+        self.input.iter().filter_map(|input| if let Input::File(file) = input { Some(file) } else { None })
+    }
+}

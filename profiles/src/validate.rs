@@ -1,0 +1,462 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the values of a cluster file must satisfy together. Every check reports and goes on; a check that involves a
+//! value which could not be read stays silent (see `decode.rs`).
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+use crate::decode::Decoder;
+use crate::schema::{Cluster, DiskSection, LoadBalancerSection, ProxyMode, Role};
+use crate::sections::{is_clean_path, is_dns_name};
+use crate::text;
+use crate::validate_network;
+use crate::version::KUBERNETES_MINORS;
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+/// Alignment, both partition tables, and the CIDATA partition.
+const DISK_OVERHEAD: u64 = 32 * MIB;
+/// What the data partition needs to hold the images and etcd's database at all.
+const LEAST_DATA: u64 = 2 * GIB;
+
+/// Runs every check.
+pub(crate) fn cluster(c: &Cluster, d: &mut Decoder) {
+    names(c, d);
+    kubernetes(c, d);
+    etcd(c, d);
+    roles(c, d);
+    disk(c, d);
+    inputs(c, d);
+    images(c, d);
+    os(c, d);
+    nodes(c, d);
+    validate_network::cluster(c, d);
+}
+
+fn names(c: &Cluster, d: &mut Decoder) {
+    let name = &c.cluster.name;
+    if !is_dns_name(name) || name.contains('.') {
+        let what = format!("the cluster name \"{name}\" is not a DNS label");
+        d.report(&["cluster.name"], what, "", "use a-z, 0-9 and `-`, at most 63 of them");
+    }
+    duplicates(d, "node", "name", "nodes", c.node.iter().map(|node| Some(&node.name)));
+    duplicates(d, "node", "address", "nodes", c.node.iter().map(|node| Some(node.address)));
+    duplicates(d, "node", "mac", "nodes", c.node.iter().map(|node| node.mac.as_ref()));
+    duplicates(d, "input", "name", "inputs", c.input.iter().map(|input| Some(input.name())));
+    duplicates(d, "image", "reference", "images", c.image.iter().map(|image| Some(&image.reference)));
+}
+
+/// Reports each entry of `[[table]]` whose `key` has the value of an earlier one.
+fn duplicates<T: Ord + Display>(
+    d: &mut Decoder,
+    table: &str,
+    key: &str,
+    things: &str,
+    values: impl Iterator<Item = Option<T>>,
+) {
+    let mut first: BTreeMap<T, usize> = BTreeMap::new();
+    for (index, value) in values.enumerate() {
+        let Some(value) = value else { continue };
+        match first.get(&value) {
+            None => drop(first.insert(value, index)),
+            Some(earlier) => {
+                let (here, there) = (format!("{table}[{index}].{key}"), format!("{table}[{earlier}].{key}"));
+                let name = if key == "mac" { "MAC address" } else { key };
+                let what = format!("two {things} have the {name} {value}");
+                d.report(&[&here, &there], what, format!("`{there}` has it already"), "give each its own");
+            }
+        }
+    }
+}
+
+fn kubernetes(c: &Cluster, d: &mut Decoder) {
+    let k = &c.kubernetes;
+    let (version, containerd) = (k.version, c.containerd.version);
+    if version.major != 1 || !KUBERNETES_MINORS.contains(&version.minor) {
+        let (first, last) = (KUBERNETES_MINORS.start(), KUBERNETES_MINORS.end());
+        d.report(
+            &["kubernetes.version"],
+            format!("Kubernetes {version} is not supported"),
+            "the configuration of kubeadm and kubelet differs from version to version",
+            format!("choose 1.{first} to 1.{last}"),
+        );
+        return;
+    }
+    if k.proxy_mode == ProxyMode::Nftables && !version.has_nftables_proxy() {
+        d.report(
+            &["kubernetes.proxy_mode", "kubernetes.version"],
+            format!("kube-proxy {version} has no mode \"nftables\""),
+            "it needs 1.31 or later",
+            "choose \"iptables\" or \"ipvs\"",
+        );
+    }
+    let keys = ["containerd.version", "kubernetes.version"];
+    if containerd.has_config_v3() && !version.speaks_cri_v1() {
+        d.report(
+            &keys,
+            format!("containerd {containerd} cannot serve kubelet {version}"),
+            "kubelet speaks CRI v1 since 1.23, and containerd 2 dropped v1alpha2",
+            "use containerd 1.6 or 1.7, or a later Kubernetes",
+        );
+    }
+    if (containerd.major, containerd.minor) < (1, 6) && version.needs_cri_v1() {
+        d.report(
+            &keys,
+            format!("containerd {containerd} cannot serve kubelet {version}"),
+            "kubelet needs CRI v1 since 1.26, which containerd has since 1.6",
+            "use a later containerd",
+        );
+    }
+    let timeout = k.control_plane_timeout;
+    if timeout.subsec_millis() != 0 || timeout.as_secs() > 24 * 3600 {
+        let what = "the control plane timeout is not a whole number of seconds, or longer than a day";
+        d.report(&["kubernetes.control_plane_timeout"], what, "", "write it like \"15m\"");
+    }
+    if tag(&k.pause_image).is_none() {
+        let what = format!("the pause image \"{}\" has no tag", k.pause_image);
+        d.report(&["kubernetes.pause_image"], what, "", "write it like \"k8s.gcr.io/pause:3.2\"");
+    }
+    if k.image_repository.ends_with('/') || k.image_repository.contains("://") {
+        let what = format!("\"{}\" is not the beginning of an image name", k.image_repository);
+        d.report(
+            &["kubernetes.image_repository"],
+            what,
+            "",
+            "write it like \"k8s.gcr.io\", without `https://` or a slash at its end",
+        );
+    }
+    for (index, source) in c.input.iter().enumerate() {
+        let crate::schema::Input::Source(source) = source else { continue };
+        if source.package == "kubernetes" && source.version != version.to_string() {
+            d.report(
+                &[&format!("input[{index}].version"), "kubernetes.version"],
+                format!("the source is Kubernetes {}, but the cluster is {version}", source.version),
+                "kubeadm, kubelet, kubectl and the control plane must be one version",
+                format!("write \"{version}\" in both places, or change both"),
+            );
+        }
+    }
+}
+
+fn etcd(c: &Cluster, d: &mut Decoder) {
+    let (heartbeat, election) = (c.etcd.heartbeat, c.etcd.election);
+    if election < heartbeat * 5 {
+        d.report(
+            &["etcd.election", "etcd.heartbeat"],
+            format!("the election timeout {election:?} is less than five heartbeats of {heartbeat:?}"),
+            "etcd refuses to start so",
+            format!("use at least \"{}ms\"; ten heartbeats are usual", heartbeat.as_millis() * 5),
+        );
+    }
+    if election.as_secs() > 50 {
+        let what = format!("the election timeout {election:?} is more than 50 s");
+        d.report(&["etcd.election"], what, "etcd refuses to start so", "use at most \"50s\"");
+    }
+    if c.etcd.quota > 8 * GIB {
+        d.report(
+            &["etcd.quota"],
+            "the quota of etcd is more than 8GiB",
+            "etcd warns of it at start",
+            "use \"8GiB\" or less",
+        );
+    }
+}
+
+fn roles(c: &Cluster, d: &mut Decoder) {
+    if c.node.is_empty() {
+        d.report(&["node"], "the file has no node", "", "add one as `[[node]]`");
+        return;
+    }
+    for (index, node) in c.node.iter().enumerate() {
+        if node.roles.is_empty() {
+            let what = format!("node `{}` has no role", node.name);
+            d.report(&[&format!("node[{index}].roles")], what, "", "choose from \"etcd\", \"master\", \"worker\"");
+        }
+    }
+    // "node" as a key stays silent as soon as any node is unreadable: counting would be guessing.
+    let (etcds, masters) = (c.nodes_with(Role::Etcd).count(), c.nodes_with(Role::Master).count());
+    if etcds == 0 {
+        d.report(
+            &["node"],
+            "no node has the role \"etcd\"",
+            "the API server keeps everything in etcd",
+            "give the role to one, three or five nodes",
+        );
+    } else if etcds % 2 == 0 {
+        d.report(
+            &["node"],
+            format!("{etcds} nodes have the role \"etcd\", an even number"),
+            format!("{etcds} members survive no more failures than {}, and block each other sooner", etcds - 1),
+            "give the role to one, three or five nodes",
+        );
+    }
+    match (&c.load_balancer, masters) {
+        (_, 0) => {
+            d.report(
+                &["node"],
+                "no node has the role \"master\"",
+                "a cluster needs an API server",
+                "give the role to one or three nodes",
+            );
+        }
+        (LoadBalancerSection::None, 2..) => d.report(
+            &["load_balancer", "node"],
+            format!("{masters} masters, but no load balancer"),
+            "kubelets would know a single master, and fail with it",
+            "set `[load_balancer] kind` to \"keepalived\" or \"external\"",
+        ),
+        _ => {}
+    }
+}
+
+fn disk(c: &Cluster, d: &mut Decoder) {
+    let DiskSection { size, esp_size, root_size, payload_size } = c.disk;
+    for (key, value) in
+        [("size", size), ("esp_size", esp_size), ("root_size", root_size), ("payload_size", payload_size)]
+    {
+        if value % MIB != 0 {
+            let what = format!("`disk.{key}` is not a whole number of MiB");
+            d.report(&[&format!("disk.{key}")], what, "partitions are aligned to 1 MiB", "write it like \"512MiB\"");
+        }
+    }
+    if esp_size < 64 * MIB {
+        d.report(
+            &["disk.esp_size"],
+            "the EFI system partition is smaller than 64MiB",
+            "it holds two kernels with their initramfs",
+            "use \"256MiB\"",
+        );
+    }
+    // At most 5 * 2^53: no overflow.
+    let needed = esp_size + 2 * root_size + 2 * payload_size + DISK_OVERHEAD + LEAST_DATA;
+    let parts = ["disk.esp_size", "disk.root_size", "disk.payload_size"];
+    let own = c.node.iter().enumerate().filter_map(|(i, node)| Some((format!("node[{i}].disk_size"), node.disk_size?)));
+    for (key, size) in std::iter::once(("disk.size".to_owned(), size)).chain(own) {
+        if size < needed {
+            d.report(
+                &[&key, parts[0], parts[1], parts[2]],
+                format!("the partitions do not fit on a disk of {}MiB", size / MIB),
+                format!(
+                    "EFI system partition, two roots, two payloads and at least {}GiB of data need {}MiB",
+                    LEAST_DATA / GIB,
+                    needed.div_ceil(MIB)
+                ),
+                "make the disk larger or its partitions smaller",
+            );
+        }
+    }
+}
+
+fn inputs(c: &Cluster, d: &mut Decoder) {
+    let suites: Vec<&str> = c.debs().flat_map(|deb| deb.suites.iter().map(String::as_str)).collect();
+    if suites.is_empty() {
+        d.report(
+            &["input"],
+            "no input of kind \"deb\" has a suite",
+            "the packages of the root come from one",
+            "add `[[input]]` with `kind = \"deb\"` and `suites`",
+        );
+    }
+    for (index, input) in c.input.iter().enumerate() {
+        match input {
+            crate::schema::Input::Deb(deb) => {
+                for (key, values) in [("suites", &deb.suites), ("components", &deb.components)] {
+                    let bad = |value: &&String| {
+                        value.starts_with(['/', '.']) || value.contains(['\\', ' ']) || value.contains("..")
+                    };
+                    if let Some(bad) = values.iter().find(bad) {
+                        let what = format!("\"{bad}\" is not the name of a {}", key.trim_end_matches('s'));
+                        d.report(&[&format!("input[{index}].{key}")], what, "", "");
+                    }
+                }
+            }
+            crate::schema::Input::Source(source) => {
+                if !suites.contains(&source.suite.as_str()) {
+                    let what = format!("no input of kind \"deb\" has the suite \"{}\"", source.suite);
+                    let why = "the toolchain that compiles a source comes from the suite of the source";
+                    d.report(
+                        &[&format!("input[{index}].suite"), "input"],
+                        what,
+                        why,
+                        format!("the suites are {}", text::list(&suites)),
+                    );
+                }
+            }
+            crate::schema::Input::File(file) => {
+                if file.path.starts_with('/') || file.path.split('/').any(|part| part == "..") {
+                    let what = format!("\"{}\" leads out of the directory of the cluster file", file.path);
+                    d.report(&[&format!("input[{index}].path")], what, "a cluster must be whole in one directory", "");
+                }
+            }
+        }
+    }
+}
+
+/// The control-plane images that kubeadm names after the version.
+const CONTROL_PLANE: [&str; 4] = ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy"];
+
+fn images(c: &Cluster, d: &mut Decoder) {
+    let has_source = c.sources().next().is_some();
+    if !c.payload.binaries.is_empty() && !has_source {
+        let what = "the payload names binaries, but there is no input of kind \"source\"";
+        d.report(&["payload.binaries", "input"], what, "", "add one, or drop the binaries");
+    }
+    for (index, image) in c.image.iter().enumerate() {
+        let key = |name: &str| format!("image[{index}].{name}");
+        let reference = &image.reference;
+        if tag(reference).is_none() || reference.contains(['@', ' ']) {
+            let what = format!("\"{reference}\" is not an image reference with a tag");
+            d.report(&[&key("reference")], what, "", "write it like \"k8s.gcr.io/kube-proxy:v1.20.2\"");
+            continue;
+        }
+        if image.binaries.is_empty() && image.packages.is_empty() {
+            d.report(
+                &[&format!("image[{index}]")],
+                format!("image \"{reference}\" is empty"),
+                "",
+                "give it `binaries` or `packages`",
+            );
+        }
+        if !image.binaries.is_empty() && !has_source {
+            let what = format!("image \"{reference}\" names binaries, but there is no input of kind \"source\"");
+            d.report(&[&key("binaries"), "input"], what, "", "add one, or drop the binaries");
+        }
+        let (name, version) = (tagless(reference), c.kubernetes.version);
+        let wanted = CONTROL_PLANE.iter().find(|part| name == format!("{}/{part}", c.kubernetes.image_repository));
+        if let Some(part) = wanted.filter(|_| tag(reference) != Some(&format!("v{version}"))) {
+            d.report(
+                &[&key("reference"), "kubernetes.version", "kubernetes.image_repository"],
+                format!("image \"{reference}\" is not of version {version}"),
+                "kubeadm, kubelet, kubectl and the control plane must be one version",
+                format!("write \"{}/{part}:v{version}\"", c.kubernetes.image_repository),
+            );
+        }
+        links(d, &key("alternatives"), &image.alternatives);
+    }
+}
+
+fn tag(reference: &str) -> Option<&str> {
+    let (_, name) = reference.rsplit_once('/')?;
+    name.split_once(':').map(|(_, tag)| tag).filter(|tag| !tag.is_empty())
+}
+
+fn tagless(reference: &str) -> &str {
+    reference.rsplit_once(':').map_or(reference, |(name, _)| name)
+}
+
+fn os(c: &Cluster, d: &mut Decoder) {
+    links(d, "os.alternatives", &c.os.alternatives);
+    for (index, argument) in c.os.kernel_args.iter().enumerate() {
+        let key = format!("os.kernel_args[{index}]");
+        if argument.starts_with("imgbuild.") {
+            d.report(
+                &[&key],
+                format!("the kernel argument \"{argument}\" is ours"),
+                "imgbuild sets those itself",
+                "drop it",
+            );
+        } else if argument.contains([' ', '"']) {
+            d.report(
+                &[&key],
+                format!("the kernel argument \"{argument}\" has a blank or a quote in it"),
+                "",
+                "write one argument in each string",
+            );
+        }
+    }
+}
+
+fn links(d: &mut Decoder, key: &str, links: &BTreeMap<String, String>) {
+    for (link, target) in links {
+        for path in [link, target] {
+            if !is_clean_path(path) || path == "/" {
+                let what = format!("\"{path}\" is not a plain absolute path");
+                d.report(&[&format!("{key}.{link}"), key], what, "", "write it like \"/usr/sbin/iptables\"");
+            }
+        }
+    }
+}
+
+fn nodes(c: &Cluster, d: &mut Decoder) {
+    for (index, node) in c.node.iter().enumerate() {
+        let key = |name: &str| format!("node[{index}].{name}");
+        if !is_dns_name(&node.name) || node.name.len() > 36 {
+            d.report(
+                &[&key("name")],
+                format!("\"{}\" is not a good host name", node.name),
+                "RFC 1123 allows labels of a-z, 0-9 and `-` that begin and end with a letter or digit, joined by dots; \
+                 some platforms on top of Kubernetes allow 36 characters in all",
+                "choose a name like \"master-1\"",
+            );
+        }
+        for (label, value) in &node.labels {
+            if let Err((why, fix)) = label_problem(label, value) {
+                let what = format!("node `{}` cannot have the label {label}={value}", node.name);
+                d.report(&[&key("labels")], what, why, fix);
+            }
+        }
+        for (at, line) in node.ssh_authorized_keys.iter().enumerate() {
+            let mut words = line.split(' ');
+            let kind = words.next().unwrap_or_default();
+            if !(kind.starts_with("ssh-") || kind.starts_with("ecdsa-") || kind.starts_with("sk-"))
+                || words.next().is_none_or(|blob| !blob.starts_with("AAAA"))
+            {
+                let what = format!("a key of node `{}` is not an OpenSSH public key", node.name);
+                d.report(
+                    &[&format!("{}[{at}]", key("ssh_authorized_keys"))],
+                    what,
+                    "",
+                    "write a line like \"ssh-ed25519 AAAA… name\"",
+                );
+            }
+        }
+    }
+}
+
+/// Kubernetes's rules for labels, and what kubelet may not say of itself.
+fn label_problem(label: &str, value: &str) -> Result<(), (&'static str, &'static str)> {
+    let is_name = |text: &str| {
+        text.len() <= 63
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.ends_with(|c: char| c.is_ascii_alphanumeric())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    let (prefix, name) = label.split_once('/').unwrap_or(("", label));
+    if !is_name(name) || !(prefix.is_empty() || is_dns_name(prefix)) || !(value.is_empty() || is_name(value)) {
+        return Err(("Kubernetes does not allow it", "use letters, digits, `-`, `_` and `.`, at most 63 of them"));
+    }
+    let reserved = |domain: &str| prefix == domain || prefix.strip_suffix(domain).is_some_and(|p| p.ends_with('.'));
+    let allowed = ["kubelet.kubernetes.io", "node.kubernetes.io"]
+        .iter()
+        .any(|domain| prefix == *domain || prefix.strip_suffix(domain).is_some_and(|p| p.ends_with('.')))
+        || ["topology.kubernetes.io/region", "topology.kubernetes.io/zone"].contains(&label);
+    if (reserved("kubernetes.io") || reserved("k8s.io")) && !allowed {
+        return Err((
+            "a kubelet may not label its own node so, and would not start",
+            "use `node.kubernetes.io/`, a prefix of your own, or none",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_which_labels_kubelet_may_set() {
+        for good in ["disk", "example.org/disk", "node.kubernetes.io/instance-type", "topology.kubernetes.io/zone"] {
+            assert!(label_problem(good, "x").is_ok(), "{good}");
+        }
+        for bad in ["node-role.kubernetes.io/worker", "kubernetes.io/hostname", "a b", "", "-a", "UPPER.org/x"] {
+            assert!(label_problem(bad, "").is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn finds_tags() {
+        assert_eq!(tag("k8s.gcr.io/pause:3.2"), Some("3.2"));
+        assert_eq!(tag("localhost:5000/pause"), None);
+        assert_eq!(tagless("localhost:5000/pause:1"), "localhost:5000/pause");
+    }
+}

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The cluster file: the shipped one is valid, and mistakes are found, all of them, in their place.
+
+#![allow(clippy::unwrap_used)]
+
+use profiles::Cluster;
+use proptest::prelude::*;
+
+const HA: &str = include_str!("clusters/ha.toml");
+const LAB: &str = include_str!("../lab/cluster.toml");
+
+#[test]
+fn the_lab_is_valid() {
+    let lab = Cluster::parse("profiles/lab/cluster.toml", LAB).unwrap_or_else(|report| panic!("{report}"));
+    let profile = lab.node_profile("master-1", "0123456789abcdef0123456789abcdef").unwrap();
+    assert_eq!(profile.kubernetes.control_plane_endpoint, "10.0.2.15:6443");
+    assert_eq!(profile.node.pod_subnet.unwrap().to_string(), "10.200.0.0/24");
+}
+
+#[test]
+fn an_unknown_node_is_named() {
+    let lab = Cluster::parse("cluster.toml", LAB).unwrap();
+    assert_eq!(
+        lab.node_profile("master1", "x").unwrap_err().to_string(),
+        "the cluster file has no node `master1`; did you mean `master-1`?"
+    );
+}
+
+#[test]
+fn the_large_cluster_is_valid() {
+    let cluster = Cluster::parse("ha.toml", HA).unwrap_or_else(|report| panic!("{report}"));
+    let profile = cluster.node_profile("node1", "0123456789abcdef0123456789abcdef").unwrap();
+    assert_eq!(profile.kubernetes.control_plane_endpoint, "19.190.3.100:8443");
+    assert_eq!(profile.node.pod_subnet.unwrap().to_string(), "10.200.6.0/24");
+}
+
+/// Everything at once: the report of a file full of mistakes is what a person works from.
+#[test]
+fn every_mistake_is_reported_at_once() {
+    let report = Cluster::parse("bad.toml", include_str!("clusters/bad.toml")).unwrap_err();
+    insta::assert_snapshot!("bad", report);
+    insta::assert_snapshot!("bad_json", serde_json::to_string_pretty(&report.to_json()).unwrap());
+}
+
+/// Text that is not TOML: its errors, and what else is certainly wrong, but nothing guessed from what was lost.
+#[test]
+fn mistakes_of_syntax_are_reported_at_once() {
+    let text = LAB
+        .replace("name = \"lab\"", "name = \"lab")
+        .replace("gateway = \"10.0.2.2\"", "gateway = = \"10.0.2.2\"")
+        .replace("size = \"16GiB\"", "size = \"16GB\"");
+    let report = Cluster::parse("syntax.toml", &text).unwrap_err();
+    insta::assert_snapshot!("syntax", report);
+}
+
+#[test]
+fn an_empty_file_lacks_everything() {
+    insta::assert_snapshot!("empty", Cluster::parse("empty.toml", "").unwrap_err());
+}
+
+/// One edit of a valid file, one problem: what it says, and the key it points at.
+#[test]
+fn each_check_finds_its_mistake() {
+    let cases: &[(&str, &str, &str, &str, &str)] = &[
+        // file, what is replaced, by what, the key, a part of the message
+        ("lab", "schema = 1", "schema = 2", "schema", "out of bounds"),
+        ("lab", "name = \"lab\"", "name = \"The Lab\"", "cluster.name", "not a DNS label"),
+        ("lab", "name = \"lab\"", "nmae = \"lab\"", "cluster.nmae", "has no key `nmae`"),
+        ("lab", "name = \"lab\"", "name = 7", "cluster.name", "must be a string, this is an integer"),
+        ("lab", "[containerd]\nversion = \"1.6\"", "", "containerd", "missing"),
+        ("lab", "[containerd]", "[containrd]", "containrd", "no key `containrd`"),
+        (
+            "lab",
+            "[containerd]\nversion = \"1.6\"",
+            "[containerd]\nversion = \"2.0\"",
+            "containerd.version",
+            "cannot serve",
+        ),
+        ("lab", "dns = \"none\"", "dns = \"corends\"", "kubernetes.dns", "cannot be \"corends\""),
+        ("lab", "dns = \"none\"", "proxy_mode = \"nftables\"", "kubernetes.proxy_mode", "has no mode"),
+        ("lab", "= \"15m\"", "= \"15 minutes\"", "kubernetes.control_plane_timeout", "not a duration"),
+        ("lab", "= \"15m\"", "= 900", "kubernetes.control_plane_timeout", "must be a string"),
+        ("lab", "= \"15m\"", "= \"1500ms\"", "kubernetes.control_plane_timeout", "whole number of seconds"),
+        ("lab", "pause:3.2\"\ndns", "pause\"\ndns", "kubernetes.pause_image", "no tag"),
+        ("lab", "version = \"1.20.2\"\nimage", "version = \"1.20\"\nimage", "kubernetes.version", "no patch level"),
+        ("lab", "version = \"1.20.2\"\nimage", "version = \"1.18.0\"\nimage", "kubernetes.version", "not supported"),
+        (
+            "lab",
+            "version = \"1.20.2\"\nrecipe",
+            "version = \"1.20.3\"\nrecipe",
+            "input[1].version",
+            "but the cluster is",
+        ),
+        ("lab", "kube-proxy:v1.20.2", "kube-proxy:v1.20.3", "image[4].reference", "not of version"),
+        ("lab", "suite = \"bookworm\"", "suite = \"trixie\"", "input[1].suite", "has the suite \"trixie\""),
+        ("lab", "kind = \"source\"", "kind = \"git\"", "input[1].kind", "cannot be \"git\""),
+        ("lab", "kind = \"deb\"\n", "", "input[0].kind", "has no `kind`"),
+        ("lab", "\"10.0.2.0/24\"", "\"10.0.2.15/24\"", "network.node_subnet", "to the right of its prefix"),
+        ("lab", "\"10.0.2.2\"", "\"10.0.3.2\"", "network.gateway", "outside the node subnet"),
+        ("lab", "\"10.0.2.2\"", "\"10.0.2.15\"", "node[0].address", "address of the gateway"),
+        ("lab", "[\"10.0.2.3\"]", "[\"127.0.0.53\"]", "network.dns_servers[0]", "loopback"),
+        ("lab", "[\"10.0.2.3\"]", "[\"10.200.0.9\"]", "network.dns_servers[0]", "lies in the pod subnet"),
+        ("lab", "\"10.200.0.0/16\"", "\"10.0.0.0/8\"", "network.pod_subnets[0]", "overlaps the node subnet"),
+        ("lab", "\"10.201.0.0/16\"", "\"10.200.128.0/17\"", "network.service_subnets[0]", "overlaps the pod subnet"),
+        ("lab", "\"10.201.0.0/16\"", "\"10.192.0.0/10\"", "network.service_subnets[0]", "too large"),
+        ("lab", "\"10.200.0.0/16\"", "\"10.200.0.0/25\"", "network.pod_subnets[0]", "too small for one node"),
+        ("lab", "\"10.200.0.0/16\"", "\"fd00::/48\"", "network.pod_subnets", "another IP family"),
+        ("lab", "plugin = \"bridge\"\n", "", "network.plugin", "has no `plugin`"),
+        ("lab", "election = \"5s\"", "election = \"2s\"", "etcd.election", "less than five heartbeats"),
+        ("lab", "size = \"16GiB\"", "size = \"8GiB\"", "disk.size", "do not fit"),
+        ("lab", "size = \"16GiB\"", "size = \"16GB\"", "disk.size", "not a size"),
+        ("lab", "roles = [\"etcd\", \"master\", \"worker\"]", "roles = [\"master\"]", "node", "role \"etcd\""),
+        ("lab", "roles = [\"etcd\", \"master\", \"worker\"]", "roles = [\"etcd\"]", "node", "role \"master\""),
+        ("lab", "roles = [\"etcd\", \"master\", \"worker\"]", "roles = []", "node[0].roles", "has no role"),
+        ("lab", "roles = [\"etcd\", ", "roles = [\"etc\", ", "node[0].roles[0]", "cannot be \"etc\""),
+        ("lab", "\"10.0.2.15\"", "\"10.0.2.15/24\"", "node[0].address", "not an IP address"),
+        ("lab", "\"10.0.2.15\"", "\"10.0.2.255\"", "node[0].address", "first or last address"),
+        ("lab", "\"10.0.2.15\"", "\"169.254.1.1\"", "node[0].address", "link-local"),
+        ("lab", "\"10.0.2.15\"", "\"224.0.0.1\"", "node[0].address", "multicast"),
+        ("lab", "name = \"master-1\"", "name = \"Master_1\"", "node[0].name", "not a good host name"),
+        ("lab", "name = \"master-1\"", "name = \"a.-b\"", "node[0].name", "not a good host name"),
+        ("lab", "packages = [\"busybox-static\"]\n", "", "image[5]", "is empty"),
+        ("lab", "reference = \"localhost/busybox:1\"", "reference = \"busybox\"", "image[5].reference", "with a tag"),
+        (
+            "lab",
+            "\"/usr/sbin/ebtables-nft\"",
+            "\"ebtables-nft\"",
+            "os.alternatives./usr/sbin/ebtables",
+            "absolute path",
+        ),
+        ("ha", "transparent_hugepage=never", "imgbuild.slot=b", "os.kernel_args[0]", "is ours"),
+        ("ha", "name = \"etcd2\"", "name = \"etcd1\"", "node[1].name", "two nodes have the name"),
+        ("ha", "\"19.190.3.131\"", "\"19.190.3.130\"", "node[1].address", "two nodes have the address"),
+        ("ha", "52:54:00:00:01:31", "52:54:00:00:01:30", "node[1].mac", "two nodes have the MAC"),
+        ("ha", "52:54:00:00:01:31", "52:54:00:00:01", "node[1].mac", "not a MAC address"),
+        ("ha", "52:54:00:00:01:31", "53:54:00:00:01:31", "node[1].mac", "multicast MAC"),
+        (
+            "ha",
+            "name = \"etcd2\"\nroles = [\"etcd\"]",
+            "name = \"etcd2\"\nroles = [\"worker\"]",
+            "node",
+            "an even number",
+        ),
+        ("ha", "vip = \"19.190.3.100\"", "vip = \"19.190.4.100\"", "load_balancer.vip", "outside the node subnet"),
+        ("ha", "vip = \"19.190.3.100\"", "vip = \"19.190.3.143\"", "load_balancer.vip", "address of node `node1`"),
+        ("ha", "vip = \"19.190.3.100\"\n", "", "load_balancer.vip", "has no `vip`"),
+        ("ha", "port = 8443", "port = 6443", "load_balancer.port", "would both bind port 6443"),
+        ("ha", "port = 8443", "port = 2379", "load_balancer.port", "taken by another part"),
+        (
+            "ha",
+            "kind = \"keepalived\"\nvip = \"19.190.3.100\"\nport = 8443",
+            "kind = \"none\"",
+            "load_balancer",
+            "no load balancer",
+        ),
+        ("ha", "mac = \"52:54:00:00:01:40\"\ninterface = \"eth0\"", "", "node[3].interface", "has no `interface`"),
+        ("ha", "quota = \"8GiB\"", "quota = \"9GiB\"", "etcd.quota", "more than 8GiB"),
+        ("ha", "disk_size = \"128GiB\"", "disk_size = \"16GiB\"", "node[2].disk_size", "do not fit"),
+        ("ha", "esp_size = \"512MiB\"", "esp_size = \"513KiB\"", "disk.esp_size", "whole number of MiB"),
+        ("ha", "\"ssh-ed25519 AAAA", "\"ed25519 AAAA", "node[6].ssh_authorized_keys[0]", "not an OpenSSH public key"),
+        ("ha", "node.kubernetes.io/rack", "node-role.kubernetes.io/x", "node[6].labels", "cannot have the label"),
+        ("ha", "path = \"files/motd\"", "path = \"../motd\"", "input[2].path", "leads out of"),
+        ("ha", "to = \"/etc/motd\"", "to = \"/etc/../motd\"", "input[2].to", "plain absolute path"),
+        ("ha", "sha256 = \"e3", "sha256 = \"zz", "input[2].sha256", "not a SHA-256"),
+        ("ha", "mode = \"0644\"", "mode = \"644\"", "input[2].mode", "not a file mode"),
+        ("ha", "name = \"motd\"", "name = \"debian\"", "input[2].name", "two inputs have the name"),
+        ("ha", "\"ntp.example.org\"", "\"ntp_1\"", "network.ntp_servers[1]", "neither a name nor"),
+        ("ha", "\"api.example.org\"", "\"https://x\"", "kubernetes.cert_sans[0]", "neither a name nor"),
+        ("ha", "mtu = 1400", "mtu = 1e3", "network.mtu", "must be an integer, this is a number"),
+    ];
+    let mut failures = String::new();
+    for (file, from, to, key, message) in cases {
+        let good = if *file == "lab" { LAB } else { HA };
+        assert!(good.contains(from), "{from}");
+        match Cluster::parse(file, &good.replacen(from, to, 1)) {
+            Ok(_) => failures += &format!("nothing wrong with {to}\n\n"),
+            Err(report) => {
+                let problems = report.problems();
+                if !problems.iter().any(|problem| problem.key == *key && problem.what.contains(message)) {
+                    failures += &format!("{key}: {message}\n{report}\n{problems:?}\n\n");
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// Any text ends in a report whose places lie in the text.
+    #[test]
+    fn arbitrary_text_is_survived(text in "\\PC{0,300}") {
+        check(&text);
+    }
+
+    /// So does a valid file after an accident.
+    #[test]
+    fn damaged_files_are_survived(at in 0..LAB.len(), length in 0usize..40, insert in "[\\[\\]{}=\"'#.,\\n a-z0-9\\\\ü]{0,8}") {
+        let floor = |at: usize| (0..=at.min(LAB.len())).rev().find(|at| LAB.is_char_boundary(*at)).unwrap();
+        check(&format!("{}{insert}{}", &LAB[..floor(at)], &LAB[floor(at + length)..]));
+    }
+
+    /// And a file whose values have other types.
+    #[test]
+    fn other_types_are_survived(line in 0usize..200, value in "(7|-1|1\\.5|true|\"\"|\\[\\]|\\[1, \"a\"\\]|\\{\\}|1979-05-27|\"\\\\u0000\")") {
+        let lines: Vec<String> = LAB
+            .lines()
+            .enumerate()
+            .map(|(at, text)| match text.split_once(" = ") {
+                Some((key, _)) if at == line % LAB.lines().count() => format!("{key} = {value}"),
+                _ => text.to_owned(),
+            })
+            .collect();
+        check(&lines.join("\n"));
+    }
+}
+
+fn check(text: &str) {
+    if let Err(report) = Cluster::parse("any.toml", text) {
+        assert!(!report.problems().is_empty());
+        for problem in report.problems() {
+            assert!(problem.span.start <= problem.span.end && problem.span.end <= text.len(), "{problem:?}");
+            assert!(text.is_char_boundary(problem.span.start) && text.is_char_boundary(problem.span.end));
+            assert!(!problem.what.is_empty());
+        }
+        assert!(!report.to_string().is_empty() && report.to_json().is_object());
+    }
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The program and the image under test.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use crate::cli::Outcome;
+
+/// The repository.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the repository")
+}
+
+/// Cargo's folder of the profile these tests are built with, `target/release`.
+fn profile_folder() -> PathBuf {
+    let test = std::env::current_exe().expect("a running test has a path");
+    // target/release/deps/vm_lab-0123
+    test.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps").to_owned()
+}
+
+/// Where tests keep what the next run can use again.
+pub fn folder() -> PathBuf {
+    let folder = profile_folder().join("imgbuild-tests");
+    fs::create_dir_all(&folder).unwrap_or_else(|error| panic!("making {}: {error}", folder.display()));
+    folder
+}
+
+/// The `imgbuild` program, compiled with the profile of the tests; `IMGBUILD_TEST_BINARY` names another one.
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        if let Some(path) = std::env::var_os("IMGBUILD_TEST_BINARY") {
+            return path.into();
+        }
+        // Cargo does not build the programs of other packages for a test.
+        let folder = profile_folder();
+        let name = folder.file_name().and_then(|name| name.to_str()).expect("a profile has a name");
+        let profile = if name == "debug" { "dev" } else { name };
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = Command::new(cargo);
+        command.args(["build", "--quiet", "--package", "imgbuild", "--bin", "imgbuild", "--profile", profile]);
+        let status = command.current_dir(repository()).status().expect("running cargo");
+        assert!(status.success(), "{command:?}: {status}");
+        folder.join("imgbuild")
+    })
+}
+
+/// The built lab.
+#[derive(Debug)]
+pub struct Lab {
+    /// A copy of `profiles/lab`, with a lock and secrets of its own.
+    pub cluster: PathBuf,
+    /// The disk image of `master-1`. Not to be written to.
+    pub image: PathBuf,
+}
+
+/// Builds the lab as a user does, in the user's store, so that nothing is fetched or compiled twice. The cluster folder is a
+/// copy: its secrets are not the user's.
+pub fn lab() -> &'static Lab {
+    static LAB: OnceLock<Lab> = OnceLock::new();
+    LAB.get_or_init(|| {
+        let cluster = folder().join("lab");
+        copy_cluster(&repository().join("profiles/lab"), &cluster);
+        let out = folder().join("out");
+        let start = std::time::Instant::now();
+        let outcome = Outcome::of(
+            Command::new(binary())
+                .args(["build", "--profile", "master-1", "--cluster"])
+                .args([&cluster, Path::new("--out"), &out])
+                .current_dir(folder()),
+        );
+        assert_eq!(outcome.code, Some(0), "building the lab:\n{}", outcome.stderr);
+        eprintln!("lab built in {:.1} s", start.elapsed().as_secs_f64());
+        Lab { cluster, image: out.join("master-1.img") }
+    })
+}
+
+/// Copies the files of a cluster folder. What is in `to` already and not in `from`, such as secrets, stays.
+pub fn copy_cluster(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap_or_else(|error| panic!("making {}: {error}", to.display()));
+    for entry in fs::read_dir(from).unwrap_or_else(|error| panic!("reading {}: {error}", from.display())) {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+}

@@ -1,0 +1,550 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Virtual machines with UEFI firmware, in QEMU.
+//!
+//! **The disk.** A machine runs on a qcow2 overlay, so that the image under test is never written to.
+//!
+//! **The network.** User-mode, `restrict=on`: the guest gets an address and a gateway that leads nowhere.
+//!
+//! **The shell.** [`Vm::exec`] runs commands as root on the second serial line. Nothing is added to the image for it: the
+//! disk is made by [`crate::disk::with_debug_shell`], which gives the kernel one more argument,
+//! `systemd.debug_shell=ttyS1`, as a person at the boot menu might.
+//!
+//! **The power cut.** [`Vm::cut_power`] is `kill -9`. Lost are the guest's memory, its page cache, requests under way and
+//! what QEMU still holds of the overlay's tables since the guest's last flush. Kept is what the guest wrote and QEMU
+//! handed to this machine's page cache, even unflushed. So it shows whether software resumes after stopping at any
+//! instruction, and mostly whether it syncs; it does not show a drive that drops or reorders its own cache.
+//!
+//! **The accelerator.** KVM if a bounded test boot of the firmware says it works, else TCG. `IMGBUILD_TEST_ACCEL=kvm|tcg`
+//! decides without asking. Time limits are given for KVM and multiplied for TCG.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::serial::{Missed, Serial};
+use crate::tool::{run, tool};
+
+/// Folders in which distributions keep UEFI firmware, with the names of code and variables, best first.
+const FIRMWARE: &[(&str, &str, &str)] = &[
+    ("/usr/share/OVMF", "OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"),
+    ("/usr/share/OVMF", "OVMF_CODE.fd", "OVMF_VARS.fd"),
+    ("/usr/share/edk2/x64", "OVMF_CODE.4m.fd", "OVMF_VARS.4m.fd"),
+    ("/usr/share/edk2/ovmf", "OVMF_CODE.fd", "OVMF_VARS.fd"),
+];
+
+/// Lines on the console after which nothing good comes.
+const FATAL: &[&str] = &["Kernel panic - not syncing", "FAILED step="];
+
+/// What executes the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    /// The processor.
+    Kvm,
+    /// QEMU's translator.
+    Tcg,
+}
+
+impl Accelerator {
+    /// The accelerator of this machine, found once per process.
+    pub fn detect() -> Self {
+        static FOUND: OnceLock<Accelerator> = OnceLock::new();
+        *FOUND.get_or_init(|| match std::env::var("IMGBUILD_TEST_ACCEL").as_deref() {
+            Ok("kvm") => Self::Kvm,
+            Ok("tcg") => Self::Tcg,
+            Ok(other) => panic!("IMGBUILD_TEST_ACCEL is `{other}`; kvm or tcg wanted"),
+            Err(_) if kvm_boots() => Self::Kvm,
+            Err(_) => Self::Tcg,
+        })
+    }
+
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Kvm => &["-accel", "kvm", "-cpu", "host"],
+            Self::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "max"],
+        }
+    }
+
+    /// `limit` is meant for KVM.
+    fn scale(self, limit: Duration) -> Duration {
+        match self {
+            Self::Kvm => limit,
+            Self::Tcg => limit * 6,
+        }
+    }
+}
+
+/// `/dev/kvm` may open and guests hang all the same, where the machine is itself a guest. So the firmware is booted on it,
+/// with nothing to start: within seconds it says on the console that it found nothing, or KVM is no use.
+fn kvm_boots() -> bool {
+    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        return false;
+    }
+    let vm = VmBuilder { accelerator: Some(Accelerator::Kvm), memory_mib: 256, ..Vm::builder("kvm-probe") }.try_start();
+    let boots = vm.is_ok_and(|vm| vm.console.wait("BdsDxe", 0, &[], Duration::from_secs(10)).is_ok());
+    if !boots {
+        eprintln!("KVM is there, but the firmware does not boot on it: using TCG");
+    }
+    boots
+}
+
+/// Machines take turns: two at once on few cores only run into each other's time limits.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes a qcow2 overlay over `backing`, to which a machine can write.
+pub fn overlay(backing: &Path, overlay: &Path) {
+    let format = if backing.extension().is_some_and(|e| e == "qcow2") { "qcow2" } else { "raw" };
+    let backing = backing.canonicalize().unwrap();
+    run(tool("qemu-img").args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]).args([&backing, overlay]));
+}
+
+/// What a machine is to be.
+#[derive(Debug, Clone)]
+pub struct VmBuilder {
+    /// For file names and messages.
+    pub name: String,
+    /// A qcow2 file, written to; see [`overlay`]. Without it the firmware finds nothing to start.
+    pub disk: Option<PathBuf>,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Processors.
+    pub cpus: u32,
+    /// MAC address of the only network interface.
+    pub mac: String,
+    /// `None`: see [`Accelerator::detect`].
+    pub accelerator: Option<Accelerator>,
+    /// Folder for a copy of the console, `<name>.console.log`.
+    pub logs: Option<PathBuf>,
+    /// More arguments of QEMU.
+    pub arguments: Vec<String>,
+}
+
+impl VmBuilder {
+    /// The disk; see [`VmBuilder::disk`].
+    pub fn disk(mut self, disk: &Path) -> Self {
+        self.disk = Some(disk.to_owned());
+        self
+    }
+
+    /// A copy of the console goes there; see [`VmBuilder::logs`].
+    pub fn logs(mut self, folder: &Path) -> Self {
+        self.logs = Some(folder.to_owned());
+        self
+    }
+
+    /// Switches the machine on.
+    ///
+    /// # Panics
+    /// If QEMU refuses, with its messages.
+    pub fn start(self) -> Vm {
+        self.try_start().unwrap_or_else(|messages| panic!("QEMU does not start: {messages}"))
+    }
+
+    fn try_start(self) -> Result<Vm, String> {
+        let accelerator = self.accelerator.unwrap_or_else(Accelerator::detect);
+        let folder = tempfile::Builder::new().prefix("imgbuild-vm-").tempdir().expect("making a temporary folder");
+        let (code, vars) = firmware();
+        let own_vars = folder.path().join("vars.fd");
+        fs::copy(&vars, &own_vars).expect("copying the firmware's variables");
+
+        let mut qemu = tool("qemu-system-x86_64");
+        qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35"])
+            .args(["-name", &self.name])
+            .args(accelerator.arguments())
+            .args(["-smp", &self.cpus.to_string(), "-m", &self.memory_mib.to_string()])
+            .args(["-device", "virtio-rng-pci", "-netdev", "user,id=net0,restrict=on"])
+            .args(["-device", &format!("virtio-net-pci,netdev=net0,romfile=,mac={}", self.mac)]);
+        for (unit, path, readonly) in [(0, &code, "on"), (1, &own_vars, "off")] {
+            let path = escape(path);
+            qemu.args(["-drive", &format!("if=pflash,format=raw,unit={unit},readonly={readonly},file={path}")]);
+        }
+        if let Some(disk) = &self.disk {
+            // cache.no-flush=off: the guest's flushes reach the file. See the module's words on power cuts.
+            let file = format!("file.driver=file,file.filename={}", escape(disk));
+            let cache = "cache.direct=off,cache.no-flush=off,discard=unmap";
+            qemu.args(["-blockdev", &format!("driver=qcow2,node-name=disk0,{cache},{file}")])
+                .args(["-device", "virtio-blk-pci,drive=disk0,bootindex=0"]);
+        }
+        // QEMU is the client of all three, so that no byte is lost before somebody listens.
+        let listeners = ["console", "shell", "monitor"].map(|line| {
+            let path = folder.path().join(line);
+            let listener = UnixListener::bind(&path).expect("listening on a socket");
+            listener.set_nonblocking(true).expect("a listener can be non-blocking");
+            qemu.args(["-chardev", &format!("socket,id={line},path={}", escape(&path))]);
+            match line {
+                "monitor" => qemu.args(["-mon", "chardev=monitor,mode=control"]),
+                _ => qemu.args(["-serial", &format!("chardev:{line}")]),
+            };
+            listener
+        });
+        let errors = folder.path().join("qemu.log");
+        let log = File::create(&errors).expect("creating QEMU's log");
+        qemu.args(&self.arguments).stdout(log.try_clone().unwrap()).stderr(log);
+        let mut child = Running::spawn(&mut qemu);
+        let messages = || fs::read_to_string(&errors).unwrap_or_default();
+        let [console, shell, monitor] =
+            listeners.map(|listener| accept(&listener, &mut child).map_err(|error| format!("{error}\n{}", messages())));
+        let (console, shell) = (console?, shell?);
+        let monitor = monitor.and_then(|m| Monitor::new(m).map_err(|error| format!("{error}\n{}", messages())))?;
+        let copy = self.logs.as_ref().map(|logs| {
+            fs::create_dir_all(logs).expect("making the folder for logs");
+            File::create(logs.join(format!("{}.console.log", self.name))).expect("creating the console's log")
+        });
+        Ok(Vm {
+            name: self.name,
+            started: Instant::now(),
+            accelerator,
+            child,
+            console: Serial::start(console, copy),
+            shell_line: Serial::start(shell, None),
+            shell_is_open: false,
+            monitor,
+            commands: 0,
+            folder,
+        })
+    }
+}
+
+/// A machine that is switched on. It is switched off when it goes out of scope.
+#[derive(Debug)]
+pub struct Vm {
+    name: String,
+    started: Instant,
+    accelerator: Accelerator,
+    child: Running,
+    /// The first serial line: firmware, kernel, firstboot.
+    pub console: Serial,
+    /// The second serial line: the shell.
+    shell_line: Serial,
+    shell_is_open: bool,
+    monitor: Monitor,
+    commands: u64,
+    /// Sockets, the firmware's variables, QEMU's messages.
+    folder: tempfile::TempDir,
+}
+
+/// What a command in the guest did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Done {
+    /// Exit status.
+    pub status: i32,
+    /// Standard output and error, as they came.
+    pub output: String,
+}
+
+impl Vm {
+    /// A machine of 2 processors and 4 GiB.
+    pub fn builder(name: &str) -> VmBuilder {
+        VmBuilder {
+            name: name.to_owned(),
+            disk: None,
+            memory_mib: 4096,
+            cpus: 2,
+            mac: "52:54:00:12:34:56".to_owned(),
+            accelerator: None,
+            logs: None,
+            arguments: vec![],
+        }
+    }
+
+    /// Time since it was switched on.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// What executes it.
+    pub fn accelerator(&self) -> Accelerator {
+        self.accelerator
+    }
+
+    /// Waits until the console shows a line with `needle`, from the machine's start on, and gives that line.
+    ///
+    /// # Panics
+    /// After `limit` (meant for KVM), when a line means failure, or when the machine stops; with the console's end.
+    pub fn wait_for(&mut self, needle: &str, limit: Duration) -> String {
+        let limit = self.accelerator.scale(limit);
+        match self.console.wait(needle, 0, FATAL, limit) {
+            Ok(line) => line,
+            Err(missed) => self.fail(&format!("waiting for `{needle}`"), &missed, limit),
+        }
+    }
+
+    /// Runs a command line as root with the guest's `sh`, the payload's programs in its `PATH`. The disk has to be made by
+    /// [`crate::disk::with_debug_shell`].
+    ///
+    /// # Panics
+    /// After `limit` (meant for KVM), or when the machine stops; with the console's end. Not when the command fails.
+    pub fn exec(&mut self, command: &str, limit: Duration) -> Done {
+        let limit = self.accelerator.scale(limit);
+        if !self.shell_is_open {
+            self.open_shell();
+        }
+        self.commands += 1;
+        let (id, from) = (self.commands, self.shell_line.position());
+        // The terminal's line buffer has 4095 bytes.
+        let code = base64(command.as_bytes());
+        assert!(code.len() < 3800, "a command of {} bytes is too long for a serial line", command.len());
+        self.shell_line.send(&format!(
+            "sh -c \"$(echo {code} | base64 -d)\" </dev/null >/run/exec.out 2>&1; \
+             printf '\\n@%s %s %s@\\n' exec-{id} $? \"$(base64 -w0 /run/exec.out)\"\n"
+        ));
+        let line = match self.shell_line.wait(&format!("@exec-{id} "), from, &[], limit) {
+            Ok(line) => line,
+            Err(missed) => self.fail(&format!("running `{command}`"), &missed, limit),
+        };
+        parse_done(&line, id).unwrap_or_else(|| panic!("the shell answered `{line}`"))
+    }
+
+    /// As [`Vm::exec`], of a command that must succeed; gives what it printed.
+    pub fn output(&mut self, command: &str, limit: Duration) -> String {
+        let done = self.exec(command, limit);
+        assert_eq!(
+            done.status,
+            0,
+            "`{command}` on {}:\n{}\nconsole:\n{}",
+            self.name,
+            done.output,
+            self.console.tail(50)
+        );
+        done.output
+    }
+
+    /// Repeats a command until `good` says yes, and gives what it printed then.
+    ///
+    /// # Panics
+    /// After `limit` (meant for KVM), with what the command printed last.
+    pub fn until(&mut self, command: &str, limit: Duration, good: impl Fn(&Done) -> bool) -> String {
+        let deadline = Instant::now() + self.accelerator.scale(limit);
+        loop {
+            let done = self.exec(command, limit);
+            if good(&done) {
+                return done.output;
+            }
+            if Instant::now() > deadline {
+                let (status, output, tail) = (done.status, done.output, self.console.tail(50));
+                panic!("`{command}` on {} exits {status} after {limit:?}:\n{output}\nconsole:\n{tail}", self.name);
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+
+    /// Cuts the power: see the module's words on what that is.
+    pub fn cut_power(mut self) {
+        self.child.kill();
+    }
+
+    /// Presses the power button, and waits until the machine is off.
+    ///
+    /// # Panics
+    /// After `limit` (meant for KVM), with the console's end.
+    pub fn power_down(mut self, limit: Duration) {
+        let limit = self.accelerator.scale(limit);
+        self.monitor.execute("system_powerdown").expect("asking QEMU to press the button");
+        let deadline = Instant::now() + limit;
+        while self.child.running() {
+            if Instant::now() > deadline {
+                self.fail("switching off", &Missed::Deadline, limit);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The shell is there once systemd runs; until then the kernel reads the line and nobody answers.
+    fn open_shell(&mut self) {
+        let limit = self.accelerator.scale(Duration::from_secs(60));
+        let deadline = Instant::now() + limit;
+        // Written in two parts, so that the echo of this line is not taken for its answer.
+        let hello = "stty -echo 2>/dev/null; exec sh -c 'PS1= PS2= PATH=$PATH:/opt/imgbuild/bin; export PATH; \
+                     KUBECONFIG=/etc/kubernetes/admin.conf; export KUBECONFIG; echo shell\"\" ready; exec sh'\n";
+        loop {
+            let from = self.shell_line.position();
+            self.shell_line.send(hello);
+            match self.shell_line.wait("shell ready", from, &[], Duration::from_secs(5)) {
+                Ok(_) => break,
+                Err(Missed::Deadline) if Instant::now() < deadline => {}
+                Err(missed) => self.fail("opening the shell on the second serial line", &missed, limit),
+            }
+        }
+        self.shell_is_open = true;
+    }
+
+    fn messages(&self) -> String {
+        fs::read_to_string(self.folder.path().join("qemu.log")).unwrap_or_default()
+    }
+
+    fn fail(&mut self, doing: &str, missed: &Missed, limit: Duration) -> ! {
+        let why = match missed {
+            Missed::Deadline => format!("{} s are over ({:?})", limit.as_secs(), self.accelerator),
+            Missed::Closed => format!("the machine stopped: {}", self.messages()),
+            Missed::Fatal(line) => format!("the console says `{}`", line.trim()),
+        };
+        let (name, after) = (&self.name, self.uptime().as_secs());
+        panic!("{doing}, on {name}, {after} s after its start: {why}\nend of its console:\n{}", self.console.tail(50))
+    }
+}
+
+/// Waits for QEMU to connect.
+fn accept(listener: &UnixListener, child: &mut Running) -> io::Result<UnixStream> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                return Ok(stream);
+            }
+            Err(error) if !child.running() || Instant::now() > deadline => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+/// QEMU's control protocol.
+struct Monitor {
+    reader: BufReader<UnixStream>,
+}
+
+impl fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Monitor")
+    }
+}
+
+impl Monitor {
+    fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        let mut monitor = Self { reader: BufReader::new(stream) };
+        monitor.message(|message| message.get("QMP").is_some())?;
+        monitor.execute("qmp_capabilities")?;
+        Ok(monitor)
+    }
+
+    fn execute(&mut self, command: &str) -> io::Result<()> {
+        self.reader.get_mut().write_all(format!("{}\n", json!({ "execute": command })).as_bytes())?;
+        let answer = self.message(|message| message.get("return").is_some() || message.get("error").is_some())?;
+        if answer.get("error").is_some() {
+            return Err(io::Error::other(format!("{command}: {answer}")));
+        }
+        Ok(())
+    }
+
+    /// The next message that is `wanted`; events are passed over.
+    fn message(&mut self, wanted: impl Fn(&Value) -> bool) -> io::Result<Value> {
+        loop {
+            let mut line = String::new();
+            if self.reader.read_line(&mut line)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let message = serde_json::from_str(&line)?;
+            if wanted(&message) {
+                return Ok(message);
+            }
+        }
+    }
+}
+
+/// A process that does not outlive its owner.
+#[derive(Debug)]
+struct Running(Child);
+
+impl Running {
+    fn spawn(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::null()).spawn().unwrap_or_else(|error| panic!("starting {command:?}: {error}")))
+    }
+
+    fn running(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
+    }
+
+    fn kill(&mut self) {
+        // Fails when it is gone already, which is as good.
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn firmware() -> (PathBuf, PathBuf) {
+    FIRMWARE
+        .iter()
+        .map(|(folder, code, vars)| (Path::new(folder).join(code), Path::new(folder).join(vars)))
+        .find(|(code, vars)| code.exists() && vars.exists())
+        .unwrap_or_else(|| {
+            panic!("UEFI firmware is missing; install the Debian package ovmf, or run tests/install-tools")
+        })
+}
+
+/// In QEMU's options a comma ends a value unless it is doubled.
+fn escape(path: &Path) -> String {
+    path.to_str().expect("paths of the tests are UTF-8").replace(',', ",,")
+}
+
+fn parse_done(line: &str, id: u64) -> Option<Done> {
+    let start = line.find(&format!("@exec-{id} "))?;
+    let mut words = line[start..].trim_end().strip_suffix('@')?.split(' ').skip(1);
+    let status = words.next()?.parse().ok()?;
+    let output = String::from_utf8_lossy(&unbase64(words.next()?)?).into_owned();
+    Some(Done { status, output })
+}
+
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+fn base64(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    for chunk in bytes.chunks(3) {
+        let number = (0..3).fold(0, |n, i| n << 8 | u32::from(chunk.get(i).copied().unwrap_or(0)));
+        for i in 0..4 {
+            let digit = ALPHABET[(number >> (18 - 6 * i) & 63) as usize];
+            out.push(if i <= chunk.len() { char::from(digit) } else { '=' });
+        }
+    }
+    out
+}
+
+fn unbase64(text: &str) -> Option<Vec<u8>> {
+    let (mut out, mut number, mut bits) = (vec![], 0_u32, 0);
+    for byte in text.trim_end_matches('=').bytes() {
+        number = number << 6 | u32::try_from(ALPHABET.iter().position(|a| *a == byte)?).ok()?;
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            out.push((number >> bits & 0xff) as u8);
+        }
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_its_own_inverse() {
+        for text in ["", "f", "fo", "foo", "foobar \u{e4}\u{f6}\0\n"] {
+            assert_eq!(unbase64(&base64(text.as_bytes())).unwrap(), text.as_bytes());
+        }
+        assert_eq!(base64(b"foob"), "Zm9vYg==");
+    }
+
+    #[test]
+    fn answers_are_parsed_and_echoes_are_not() {
+        let answer = format!("@exec-7 3 {}@", base64(b"no such file\n"));
+        assert_eq!(parse_done(&answer, 7), Some(Done { status: 3, output: "no such file\n".to_owned() }));
+        assert_eq!(parse_done("@exec-7 0 @", 7), Some(Done { status: 0, output: String::new() }));
+        assert_eq!(parse_done("printf '\\n@%s %s %s@\\n' exec-7 $?", 7), None);
+    }
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Other people's programs, and the package each comes in.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Debian package of every program the tests run. `tests/install-tools` installs these; a test compares the two.
+pub const PACKAGES: &[(&str, &str)] = &[
+    ("cpio", "cpio"),
+    ("dpkg-deb", "dpkg"),
+    ("fsck.vfat", "dosfstools"),
+    ("gpg", "gnupg"),
+    ("mcopy", "mtools"),
+    ("mdir", "mtools"),
+    ("mformat", "mtools"),
+    ("mlabel", "mtools"),
+    ("mount", "mount"),
+    ("openssl", "openssl"),
+    ("qemu-img", "qemu-utils"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("setpriv", "util-linux"),
+    ("sgdisk", "gdisk"),
+    ("skopeo", "skopeo"),
+    ("unshare", "util-linux"),
+    ("unsquashfs", "squashfs-tools"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
+];
+
+/// The distribution's Python, which has the distribution's modules; another one may come first in `PATH`.
+const PYTHON: &str = "/usr/bin/python3";
+
+/// A command for `program`, with no standard input and messages in English.
+///
+/// # Panics
+/// If the program is not installed; the message names its package.
+pub fn tool(program: &str) -> Command {
+    let (_, package) = PACKAGES.iter().find(|(name, _)| *name == program).expect("a program listed in PACKAGES");
+    let path = find(program).unwrap_or_else(|| missing(program, package));
+    command(path)
+}
+
+/// A Python command that has `modules`, each given as `module=package`.
+///
+/// # Panics
+/// If Python or one of the modules is not installed; the message names the package.
+pub fn python(modules: &[&str]) -> Command {
+    if !Path::new(PYTHON).exists() {
+        missing(PYTHON, "python3");
+    }
+    for module in modules {
+        let (module, package) = module.split_once('=').expect("module=package");
+        if !command(PYTHON).args(["-c", &format!("import {module}")]).output().unwrap().status.success() {
+            missing(&format!("Python's module {module}"), package);
+        }
+    }
+    command(PYTHON)
+}
+
+/// The unpacked, never installed, cloud-init: its package would change how this machine boots.
+pub fn cloud_init() -> Command {
+    let root = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))
+        .expect("HOME is set")
+        .join("imgbuild-tests/cloud-init/usr/lib/python3/dist-packages");
+    if !root.join("cloudinit").exists() {
+        missing("cloud-init", "cloud-init, unpacked below the cache folder");
+    }
+    let mut python = python(&["yaml=python3-yaml", "jsonschema=python3-jsonschema"]);
+    python.env("PYTHONPATH", root);
+    python
+}
+
+/// Runs a command and gives its standard output.
+///
+/// # Panics
+/// If it fails; the message has everything it printed.
+pub fn run(command: &mut Command) -> String {
+    String::from_utf8(run_bytes(command)).expect("UTF-8 output")
+}
+
+/// As [`run`], for output that is not text.
+pub fn run_bytes(command: &mut Command) -> Vec<u8> {
+    let output = command.output().unwrap_or_else(|error| panic!("running {command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output.stdout
+}
+
+fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null()).env("LC_ALL", "C.UTF-8");
+    command
+}
+
+/// Administrators' programs are not in everybody's `PATH`.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    folders.map(|folder| folder.join(program)).find(|path| path.is_file())
+}
+
+fn missing(what: &str, package: &str) -> ! {
+    panic!("{what} is missing; install the Debian package {package}, or run tests/install-tools for all of them")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_install_script_has_every_package() {
+        let script = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/install-tools")).unwrap();
+        let words: Vec<&str> = script.split_whitespace().collect();
+        for (program, package) in PACKAGES {
+            assert!(words.contains(package), "tests/install-tools does not install {package} for {program}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "install the Debian package imaginary")]
+    fn a_missing_tool_fails_and_names_its_package() {
+        missing("no-such-tool", "imaginary");
+    }
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The QEMU harness itself, on the firmware's own shell: seconds instead of minutes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use imgbuild_tests::qemu::{Vm, overlay, turn};
+use imgbuild_tests::tool::{run, tool};
+
+/// A disk whose only content is a script for the firmware's shell.
+fn disk(folder: &Path, script: &str) -> PathBuf {
+    let (raw, qcow2) = (folder.join("disk.img"), folder.join("disk.qcow2"));
+    fs::File::create(&raw).unwrap().set_len(64 << 20).unwrap();
+    fs::write(folder.join("startup.nsh"), script.replace('\n', "\r\n")).unwrap();
+    run(tool("mformat").args(["-i", raw.to_str().unwrap(), "-F", "::"]));
+    run(tool("mcopy").args(["-i", raw.to_str().unwrap()]).arg(folder.join("startup.nsh")).arg("::"));
+    overlay(&raw, &qcow2);
+    qcow2
+}
+
+#[test]
+fn a_machine_boots_through_the_firmware_from_its_overlay() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let disk = disk(folder.path(), "@echo -off\necho hello from the disk\nreset -s\n");
+    let before = fs::read(folder.path().join("disk.img")).unwrap();
+    let mut vm = Vm::builder("harness").disk(&disk).logs(folder.path()).start();
+    vm.wait_for("hello from the disk", Duration::from_secs(30));
+    assert!(fs::read_to_string(folder.path().join("harness.console.log")).unwrap().contains("hello from the disk"));
+    drop(vm);
+    assert!(fs::read(folder.path().join("disk.img")).unwrap() == before, "the backing image was written to");
+}
+
+#[test]
+fn a_missed_deadline_shows_the_end_of_the_console() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let disk = disk(folder.path(), "@echo -off\necho first\necho FAILED step=nothing\nstall 100000000\n");
+    let mut vm = Vm::builder("failing").disk(&disk).start();
+    let wait = catch_unwind(AssertUnwindSafe(|| vm.wait_for("converged", Duration::from_secs(30))));
+    let message = *wait.unwrap_err().downcast::<String>().unwrap();
+    assert!(message.contains("the console says `FAILED step=nothing`"), "{message}");
+    assert!(message.contains("first"), "{message}");
+    vm.cut_power();
+}

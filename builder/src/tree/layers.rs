@@ -111,8 +111,8 @@ pub fn merge(packages: &[Package<'_>]) -> Result<FileTree> {
     let mut sorted: Vec<&Package<'_>> = packages.iter().collect();
     sorted.sort_by_key(|package| package.name);
     let mut merger = Merger { tree: skeleton()?, owners: BTreeMap::new(), conflicts: Vec::new(), packages: &sorted };
-    for index in 0..sorted.len() {
-        merger.add(index).with_context(|| format!("adding package {}", sorted[index].name))?;
+    for (index, package) in sorted.iter().enumerate() {
+        merger.add(index).with_context(|| format!("adding package {}", package.name))?;
     }
     if !merger.conflicts.is_empty() {
         bail!("packages have different files at the same path:\n  {}", merger.conflicts.join("\n  "));

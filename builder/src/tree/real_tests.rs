@@ -19,11 +19,14 @@ use crate::inputs::deb::archive::{control, unpack_all};
 use crate::proof::elf::{Target, check};
 use crate::store::{Digest, Store};
 
-fn debs(store: &Store) -> Option<(Vec<String>, Vec<Digest>, Vec<Vec<String>>)> {
+/// Names, objects, and what each replaces.
+type Debs = (Vec<String>, Vec<Digest>, Vec<Vec<String>>);
+
+fn debs(store: &Store) -> Option<Debs> {
     let folder = std::env::var_os("IMGBUILD_TEST_DEBS")?;
     let mut paths: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "deb"));
-    let mut out = (Vec::new(), Vec::new(), Vec::new());
+    let mut out = Debs::default();
     for path in paths {
         let (digest, _) = store.put_reader(File::open(&path).unwrap(), None).unwrap();
         let fields = control(store, &digest).unwrap();
@@ -52,10 +55,12 @@ fn real(store: &Store) -> Option<Os> {
         add_folder(&mut extra, Path::new(&folder), "");
     }
     let options = Options { overlays: vec!["common".into(), "debian".into()], extra, alternatives: BTreeMap::new() };
-    let mut os = None;
+    let mut os: Option<Os> = None;
     for round in ["cold", "warm"] {
         let start = Instant::now();
-        os = Some(assemble(store, &packages, &options).unwrap());
+        let next = assemble(store, &packages, &options).unwrap();
+        assert!(os.as_ref().is_none_or(|os| os.tree == next.tree), "the second tree differs from the first");
+        os = Some(next);
         eprintln!("assembled, {round}: {:?}", start.elapsed());
     }
     os

@@ -44,7 +44,7 @@ fn booted_lab_converges_survives_power_cuts_and_serves_a_pod() {
     vm.cut_power();
 
     let mut vm = switch_on("2-cut-kubeadm", &disk);
-    vm.wait_for("firstboot: master-1: kubeadm", CONVERGE);
+    vm.wait_for("firstboot: master-1: init: ", CONVERGE);
     // kubeadm writes certificates and static pods for about a minute from here under TCG.
     vm.until("ls /etc/kubernetes/manifests/kube-apiserver.yaml", CONVERGE, |done| done.status == 0);
     report(&vm, "cut during kubeadm");

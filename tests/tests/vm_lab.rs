@@ -114,7 +114,7 @@ fn a_pod_answers(vm: &mut Vm) {
         vm.output(r#"grep -o '"[^"]*busybox[^"]*"' /opt/imgbuild/payload.json | head -n 1 | tr -d '"'"#, COMMAND);
     let image = image.trim();
     assert!(!image.is_empty(), "the payload has no busybox image");
-    let web = "busybox mkdir /tmp/www && echo it answers > /tmp/www/index.html && \
+    let web = "busybox mkdir -p /tmp/www && echo it answers > /tmp/www/index.html && \
                exec busybox httpd -f -p 8080 -h /tmp/www";
     let manifest = format!(
         r#"{{"apiVersion":"v1","kind":"List","items":[

@@ -44,7 +44,7 @@ fn booted_lab_converges_survives_power_cuts_and_serves_a_pod() {
     vm.cut_power();
 
     let mut vm = switch_on("2-cut-kubeadm", &disk);
-    vm.wait_for("firstboot: master-1: kubeadm", CONVERGE);
+    vm.wait_for("firstboot: master-1: init: ", CONVERGE);
     // kubeadm writes certificates and static pods for about a minute from here under TCG.
     vm.until("ls /etc/kubernetes/manifests/kube-apiserver.yaml", CONVERGE, |done| done.status == 0);
     report(&vm, "cut during kubeadm");
@@ -114,7 +114,7 @@ fn a_pod_answers(vm: &mut Vm) {
         vm.output(r#"grep -o '"[^"]*busybox[^"]*"' /opt/imgbuild/payload.json | head -n 1 | tr -d '"'"#, COMMAND);
     let image = image.trim();
     assert!(!image.is_empty(), "the payload has no busybox image");
-    let web = "busybox mkdir /tmp/www && echo it answers > /tmp/www/index.html && \
+    let web = "busybox mkdir -p /tmp/www && echo it answers > /tmp/www/index.html && \
                exec busybox httpd -f -p 8080 -h /tmp/www";
     let manifest = format!(
         r#"{{"apiVersion":"v1","kind":"List","items":[

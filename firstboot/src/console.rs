@@ -76,19 +76,42 @@ pub fn console_devices(root: &Path) -> Vec<PathBuf> {
     if devices.is_empty() { vec![root.join("dev/console")] } else { devices }
 }
 
-/// The consoles that can be opened.
+/// The consoles of the machine.
 pub fn open_consoles(root: &Path) -> Vec<Box<dyn Write>> {
-    console_devices(root).into_iter().filter_map(|path| Some(Box::new(open(&path)?) as Box<dyn Write>)).collect()
+    console_devices(root).into_iter().map(|path| Box::new(Terminal { path, file: None }) as Box<dyn Write>).collect()
+}
+
+/// A terminal that somebody else may hang up: every getty that starts does (agetty(8), vhangup(2)), and what was open
+/// before answers with EIO from then on. So it is opened when first written to, and again when a write fails.
+struct Terminal {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl Write for Terminal {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(file) = &mut self.file
+            && let Ok(written) = file.write(bytes)
+        {
+            return Ok(written);
+        }
+        self.file = Some(open(&self.path)?);
+        self.file.as_mut().map_or(Ok(0), |file| file.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.as_mut().map_or(Ok(()), Write::flush)
+    }
 }
 
 /// Opening a serial line may wait for a carrier that never comes, writing to it may not be cut short: non-blocking first,
 /// blocking afterwards.
-fn open(path: &Path) -> Option<File> {
+fn open(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     let flags = (OFlags::NOCTTY | OFlags::NONBLOCK).bits() as i32;
-    let file = OpenOptions::new().write(true).custom_flags(flags).open(path).ok()?;
-    rustix::fs::fcntl_setfl(&file, OFlags::empty()).ok()?;
-    Some(file)
+    let file = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
+    rustix::fs::fcntl_setfl(&file, OFlags::empty())?;
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -110,5 +133,16 @@ mod tests {
         console.set_who("master-1");
         console.say("etcd", "starting");
         assert_eq!(std::fs::read_to_string(path("ttyS0")).unwrap(), "firstboot: master-1: etcd: starting\r\n");
+    }
+
+    #[test]
+    fn a_terminal_that_was_hung_up_is_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tty");
+        std::fs::write(&path, "").unwrap();
+        // Opened for reading only, it fails every write, as one that was hung up.
+        let mut terminal = Terminal { file: Some(File::open(&path).unwrap()), path: path.clone() };
+        terminal.write_all(b"line\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "line\n");
     }
 }

@@ -10,7 +10,7 @@ use super::{Bench, Deb, PAYLOAD_PREFIX, firstboot};
 use crate::error::Failure;
 use crate::image::oci::{self, Layer, Layout, Process};
 use crate::image::squashfs::{self, Packed};
-use crate::inputs::deb::archive;
+use crate::inputs::deb::{archive, version};
 use crate::inputs::source::{self, Programs, Trees};
 use crate::proof::images::{problems, wanted_by_kubeadm};
 use crate::store::{Digest, step_key};
@@ -28,6 +28,7 @@ struct Description<'a> {
     schema: u32,
     architecture: String,
     kubernetes: String,
+    containerd: String,
     images: BTreeSet<&'a str>,
     sandbox_image: &'a str,
 }
@@ -111,9 +112,31 @@ fn describe<'a>(bench: &'a Bench<'_>) -> Result<Description<'a>> {
         schema: 1,
         architecture: source::golang::goarch(bench.architecture()).to_owned(),
         kubernetes: format!("v{}", bench.cluster.kubernetes.version),
+        containerd: containerd_version(bench)?,
         images: bench.cluster.image.iter().map(|image| image.reference.as_str()).collect(),
         sandbox_image: &bench.cluster.kubernetes.pause_image,
     })
+}
+
+/// The upstream version of the packaged containerd. Its configuration was written for the version that the cluster file
+/// declares, so the two must agree.
+fn containerd_version(bench: &Bench<'_>) -> Result<String> {
+    let Some(package) = bench.sources.os.iter().find(|package| package.name == "containerd") else {
+        return Err(Failure::user("no package `containerd` is in the root")
+            .hint("add \"containerd\" to `[os] packages`")
+            .into());
+    };
+    // Debian appends what it changed to the upstream version: 1.6.20~ds1-1.
+    let found = version::upstream(&package.version);
+    let found = found.split(['~', '+']).next().unwrap_or(found);
+    let declared = bench.cluster.containerd.version.to_string();
+    if found != declared && !found.starts_with(&format!("{declared}.")) {
+        let message = format!("`[containerd] version` is {declared}, but the package is {found}");
+        return Err(Failure::user(message)
+            .hint("set it to the package's version: it decides the format of the configuration")
+            .into());
+    }
+    Ok(found.to_owned())
 }
 
 /// Compiles what the `source` input declares, or finds it in the store.

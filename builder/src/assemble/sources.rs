@@ -17,8 +17,29 @@ use crate::store::Digest;
 const OS: &str = "os";
 const PAYLOAD: &str = "payload";
 
-/// What kernel packages ask for to make an initramfs with. Ours is made without.
-const NOT_NEEDED: [&str; 3] = ["initramfs-tools", "initramfs-tools-core", "linux-initramfs-tool"];
+/// What packages depend on for the sake of their maintainer scripts, which never run here; docs/os-layer.md says what
+/// stands for each. `linux-initramfs-tool` is what kernel packages make an initramfs with: ours is made without.
+const NOT_NEEDED: [&str; 19] = [
+    "adduser",
+    "cpio",
+    "dbus-session-bus-common",
+    "debconf",
+    "dpkg",
+    "init-system-helpers",
+    "initramfs-tools",
+    "initramfs-tools-core",
+    "klibc-utils",
+    "libfile-find-rule-perl",
+    "linux-base",
+    "linux-initramfs-tool",
+    "lsb-base",
+    "perl",
+    "perl-base",
+    "sensible-utils",
+    "sysvinit-utils",
+    "ucf",
+    "usrmerge",
+];
 
 fn image_name(reference: &str) -> String {
     format!("image {reference}")

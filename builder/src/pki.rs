@@ -331,7 +331,6 @@ fn write_secret(file: &Path, text: &str) -> Result<()> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::process::Command;
 

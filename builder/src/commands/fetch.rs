@@ -9,7 +9,7 @@ use crate::commands::{ClusterFile, open_store};
 pub(super) fn run(options: &Options) -> Result<()> {
     let file = ClusterFile::load(&options.cluster)?;
     let store = open_store(options)?;
-    Room::open(&file, options, &store)?.fetch_locked(&file)?;
+    Room::open(&file, options, &store, true)?.fetch_locked(&file)?;
     tracing::info!("every input of {} is in {}", file.path.display(), store.root().display());
     Ok(())
 }

@@ -20,7 +20,7 @@ const LOCK: &str = "imgbuild.lock";
 
 /// Locks what is not locked yet, fetches what is not in the store, and gives the result.
 pub(super) fn ready(file: &ClusterFile, options: &Options, store: &Store) -> Result<Sources> {
-    let room = Room::open(file, options, store)?;
+    let room = Room::open(file, options, store, false)?;
     let lock = room.lock_once(file)?;
     room.fetch(file, &lock)?;
     sources::from_lock(&file.cluster, &lock)
@@ -34,10 +34,11 @@ pub(super) struct Room {
 }
 
 impl Room {
-    pub(super) fn open(file: &ClusterFile, options: &Options, store: &Store) -> Result<Self> {
+    /// With `recheck`, what is in the store already is read and checked too.
+    pub(super) fn open(file: &ClusterFile, options: &Options, store: &Store, recheck: bool) -> Result<Self> {
         let mirrors = Mirrors::discover(&options.mirror, Path::new("/"), |name| std::env::var(name).ok())?;
-        let settings =
-            download::Options { jobs: jobs(options).get(), offline: options.offline, ..download::Options::default() };
+        let jobs = jobs(options).get();
+        let settings = download::Options { jobs, offline: options.offline, recheck, ..download::Options::default() };
         let silent = options.quiet || options.log_format == LogFormat::Json;
         let progress = if silent { Progress::hidden() } else { Progress::bar() };
         let downloader = Downloader::new(store, mirrors.proxies(), settings, progress)?;

@@ -11,6 +11,6 @@ pub(super) fn run(options: &Options, update: bool) -> Result<()> {
     let file = ClusterFile::load(&options.cluster)?;
     let store = open_store(options)?;
     let update = if update { Update::All } else { Update::Stale };
-    Room::open(&file, options, &store)?.relock(&file, &update)?;
+    Room::open(&file, options, &store, false)?.relock(&file, &update)?;
     Ok(())
 }

@@ -75,7 +75,6 @@ pub fn problems(wanted: &[Wanted], payload: &BTreeMap<String, Architecture>, nod
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::time::Duration;
 

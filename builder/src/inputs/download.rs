@@ -135,7 +135,12 @@ impl Downloader {
     /// # Errors
     /// The first that leaves no hope, or all files that no mirror has. What came so far is kept.
     pub fn fetch(&self, items: &[Item]) -> Result<()> {
-        let mut missing: Vec<&Item> = items.iter().filter(|item| !self.is_there(item)).collect();
+        let mut missing = Vec::new();
+        for item in items {
+            if !self.is_there(item)? {
+                missing.push(item);
+            }
+        }
         missing.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.sha256.cmp(&b.sha256)));
         missing.dedup_by_key(|item| item.sha256);
         if missing.is_empty() {
@@ -158,18 +163,20 @@ impl Downloader {
         combine(errors.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn is_there(&self, item: &Item) -> bool {
-        match self.store.size(&item.sha256) {
-            None => false,
-            Some(size) if size == item.size && !self.options.recheck => true,
-            // Removes what is corrupt.
-            Some(_) => match self.store.verify(&item.sha256) {
-                Ok(()) => true,
-                Err(e) => {
-                    tracing::warn!("{}: {e}; fetching it again.", item.name);
-                    false
-                }
-            },
+    /// Whether the item is in the store. A corrupt one is as good as none, where it can be fetched again.
+    fn is_there(&self, item: &Item) -> Result<bool> {
+        let Some(size) = self.store.size(&item.sha256) else { return Ok(false) };
+        if size == item.size && !self.options.recheck {
+            return Ok(true);
+        }
+        // Removes what is corrupt.
+        match self.store.verify(&item.sha256) {
+            Ok(()) => Ok(true),
+            Err(e) if self.options.offline => Err(e.context(format!("checking {}", item.name))),
+            Err(e) => {
+                tracing::warn!("{}: {e}; fetching it again.", item.name);
+                Ok(false)
+            }
         }
     }
 

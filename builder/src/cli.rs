@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The command line: what can be asked for, and how answers and errors look. No logic of its own.
 
 use std::path::PathBuf;
@@ -31,9 +33,9 @@ pub enum Command {
     Validate,
     /// Write imgbuild.lock: every input by version and sha256
     Lock {
-        /// Resolve anew, moving to the newest versions the mirror has
-        #[arg(long)]
-        update: bool,
+        /// Resolve anew, moving to the newest versions the mirror has: these inputs, or all
+        #[arg(long, value_name = "INPUT", num_args = 0..)]
+        update: Option<Vec<String>>,
     },
     /// Download and verify every locked input into the store
     Fetch,

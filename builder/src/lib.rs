@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Inputs to images: resolve, fetch, verify, assemble, pack. Knows nothing of a running node.
 
 pub mod assemble;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The cluster's PKI: made once, kept in `secrets/` beside the cluster file, handed to each node by role.
 //! Keys are ECDSA P-256, which kubeadm and etcd of every supported version accept. Knows nothing of images.
 

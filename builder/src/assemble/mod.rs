@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! From verified inputs to the parts of an image: the read-only root, the payload, one node's seed. Every part is a step
 //! whose key is all that may influence it, so a build makes only what is new.
 
@@ -17,9 +19,11 @@ use serde::Serialize;
 use crate::image::squashfs;
 use crate::inputs::deb::archive;
 use crate::inputs::source::Inputs as SourceInputs;
+use crate::inputs::source::golang::goarch;
 use crate::output::disk::{self, Disk, DiskPlan, Sizes, disk_guid};
 use crate::output::esp::{EspParts, esp_tree};
 use crate::pki::Pki;
+use crate::proof::elf::Target;
 use crate::store::{Digest, Store};
 use crate::tree::{Content, Entry, FileTree, Kind, layers};
 
@@ -71,6 +75,10 @@ impl Bench<'_> {
     /// The architecture of everything in the images.
     pub fn architecture(&self) -> Architecture {
         self.cluster.os.architecture
+    }
+
+    fn target(&self) -> Result<Target> {
+        Target::of(goarch(self.architecture()))
     }
 
     /// The files of `packages`, laid over each other.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! One node: its profile, its share of the PKI, its seed. The only part of an image that differs from node to node, and
 //! the only one that holds secrets.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The OS layer: the read-only root, and the kernel, initramfs and boot loader that bring it up.
 
 use anyhow::{Context, Result};
@@ -8,8 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Bench, PAYLOAD_PREFIX, firstboot};
 use crate::image::cpio;
 use crate::image::squashfs::{self, Packed};
-use crate::inputs::source::golang::goarch;
-use crate::proof::elf::{self, Target};
+use crate::proof::elf;
 use crate::store::{Digest, step_key};
 use crate::tree::{Content, FileTree, initramfs, os, overlay};
 
@@ -70,8 +71,7 @@ pub fn build(bench: &Bench<'_>) -> Result<OsLayer> {
 fn assemble(bench: &Bench<'_>, firstboot: &'static [u8]) -> Result<OsLayer> {
     tracing::info!("assembling the OS layer from {} packages", bench.sources.os.len());
     let root = root(bench)?;
-    let target = Target::of(goarch(bench.architecture()))?;
-    elf::check(bench.store, &root.tree, &target)?;
+    elf::check(bench.store, &root.tree, &bench.target()?)?;
     let (kernel_version, kernel) = initramfs::kernel_image(&root.tree)?;
     let init = Content::Bytes(firstboot.into());
     let files = initramfs::initramfs(bench.store, &root.tree, &root.modules, init, &initramfs::Options::default())?;
@@ -102,7 +102,8 @@ fn overlays_digest(bench: &Bench<'_>) -> Result<Digest> {
     Ok(Digest::of(format!("{trees:?}").as_bytes()))
 }
 
-fn root(bench: &Bench<'_>) -> Result<os::Os> {
+/// The root as a file tree.
+pub(super) fn root(bench: &Bench<'_>) -> Result<os::Os> {
     let mut extra = FileTree::new();
     for (to, mode, content) in &bench.sources.files {
         if !to.starts_with(PAYLOAD_PREFIX) {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The payload: what lies at /opt/imgbuild on every node, whatever its role. Layout: docs/contracts.md, section 3.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,12 +8,13 @@ use anyhow::{Context, Result, bail};
 use profiles::schema::Image;
 use serde::Serialize;
 
-use super::{Bench, Deb, PAYLOAD_PREFIX, firstboot};
+use super::{Bench, Deb, PAYLOAD_PREFIX, firstboot, os};
 use crate::error::Failure;
 use crate::image::oci::{self, Layer, Layout, Process};
 use crate::image::squashfs::{self, Packed};
 use crate::inputs::deb::{archive, version};
 use crate::inputs::source::{self, Programs, Trees};
+use crate::proof::elf;
 use crate::proof::images::{problems, wanted_by_kubeadm};
 use crate::store::{Digest, step_key};
 use crate::tree::{Entry, FileTree, Kind, alternatives, layers};
@@ -101,10 +104,21 @@ fn tree(bench: &Bench<'_>, firstboot: &[u8]) -> Result<FileTree> {
             tree.insert(path, bench.file(content, *mode)?)?;
         }
     }
-    tree.insert("manifests", Entry::dir(0o755)).ok();
+    tree.insert("manifests", Entry::dir(0o755))?;
     let description = serde_json::to_vec_pretty(&describe(bench)?).context("describing the payload")?;
     tree.insert("payload.json", Entry::file(description, 0o644))?;
+    prove_programs(bench, &tree).context("checking the payload's programs on the root")?;
     Ok(tree)
+}
+
+/// Fails unless every program of the payload finds what it needs on the root that the payload is mounted on.
+fn prove_programs(bench: &Bench<'_>, payload: &FileTree) -> Result<()> {
+    let mut whole = os::root(bench)?.tree;
+    for (path, entry) in payload.iter().filter(|(path, _)| !path.is_empty()) {
+        whole.insert(&format!("{}{path}", PAYLOAD_PREFIX.trim_start_matches('/')), entry.clone())?;
+    }
+    elf::check(bench.store, &whole, &bench.target()?)?;
+    Ok(())
 }
 
 fn describe<'a>(bench: &'a Bench<'_>) -> Result<Description<'a>> {
@@ -179,22 +193,27 @@ fn program(programs: &Programs, name: &str, wanted_by: &str) -> Result<Entry> {
 fn image(bench: &Bench<'_>, image: &Image, packages: &[Deb], programs: &Programs) -> Result<oci::Image> {
     let of = || format!("assembling image {}", image.reference);
     let mut layers = Vec::new();
+    let mut whole = FileTree::new();
     if !packages.is_empty() {
         let mut tree = bench.merged(packages).with_context(of)?;
         alternatives::link(&mut tree, &image.alternatives).with_context(of)?;
         let created_by = format!("imgbuild: packages {}", image.packages.join(" "));
         layers.push(Layer::write(bench.store, &tree, bench.sources.epoch, &created_by).with_context(of)?);
+        whole = tree;
     }
     if !image.binaries.is_empty() {
         let mut tree = FileTree::new();
         for name in &image.binaries {
             let dir = image.binaries_to.trim_matches('/');
             let path = if dir.is_empty() { name.clone() } else { format!("{dir}/{name}") };
-            tree.insert(&path, program(programs, name, "[[image]] binaries")?).with_context(of)?;
+            let program = program(programs, name, "[[image]] binaries")?;
+            whole.insert(&path, program.clone()).with_context(of)?;
+            tree.insert(&path, program).with_context(of)?;
         }
         let created_by = format!("imgbuild: binaries {}", image.binaries.join(" "));
         layers.push(Layer::write(bench.store, &tree, bench.sources.epoch, &created_by).with_context(of)?);
     }
+    elf::check(bench.store, &whole, &bench.target()?).with_context(of)?;
     // An image of one program runs it; kubeadm's manifests name the program themselves.
     let entrypoint = match (&image.entrypoint[..], &image.binaries[..]) {
         ([], [only]) => vec![format!("{}/{only}", image.binaries_to.trim_end_matches('/'))],

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! What a cluster file needs from outside, as named requests, and what the lock says came of them.
 
 use std::collections::BTreeMap;

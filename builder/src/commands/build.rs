@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `imgbuild [build]`: the images of one node or of all.
 
 use std::fs;

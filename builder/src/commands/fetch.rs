@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `imgbuild fetch`: bring every locked input into the store.
 
 use anyhow::Result;

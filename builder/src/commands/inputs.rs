@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The inputs of a cluster file: locked, and in the store.
 
 use std::collections::BTreeMap;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `imgbuild inspect`: say what is inside a built image.
 
 use std::path::Path;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! One file per command; each turns options into calls of the library and says what came of it.
 
 mod build;
@@ -21,7 +23,7 @@ use crate::error::{self, Failure};
 use crate::pki::Pki;
 use crate::store::Store;
 
-/// Runs one command and gives the process's exit code (see docs/exit-codes in README).
+/// Runs one command and gives the exit code of the process: 0, or the code of the kind of error (`imgbuild --help`).
 pub fn run(cli: &Cli) -> ExitCode {
     log_to_stderr(&cli.options);
     let result = match cli.command.clone().unwrap_or(Command::Build) {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `imgbuild render`: write every file a node would get, for reading and review.
 
 use std::fs;

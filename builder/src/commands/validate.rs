@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `imgbuild validate`: say everything that is wrong with a cluster file.
 
 use anyhow::Result;

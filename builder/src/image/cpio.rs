@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! newc cpio archives, as the Linux kernel reads them for an initramfs
 //! (`Documentation/driver-api/early-userspace/buffer-format.rst` and `init/initramfs.c` of Linux).
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! FAT volumes inside a disk image: FAT32 for the EFI system partition, FAT16 for a seed. Written and read by hadris-fat, a
 //! pinned release candidate kept behind this module; tests hold its output against dosfstools and mtools.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! GUID partition tables (UEFI specification, chapter 5). Every GUID is given by the caller: nothing here is random.
 //! gptman writes; reading is our own, since a table from elsewhere may be wrong in any byte and must end in an error.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Image formats, one module each. Nothing here knows of Kubernetes or of a running node. See docs/contracts.md.
 
 pub mod cpio;

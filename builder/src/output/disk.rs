@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The disk image of one node (docs/contracts.md, section 4): a GPT, and in it the EFI system partition, root and payload with a
 //! second slot each, the seed, and room for data. Sparse; the same bytes for the same plan, wherever and however it is made.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The whole disk, against other people's tools and against itself.
 
 use std::os::unix::fs::MetadataExt;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! What lies on the EFI system partition: systemd-boot, its configuration, and kernel and initramfs of slot a.
 
 use anyhow::{Result, bail};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Looks into a disk image: what it would be on a node. Shows no secrets: of a seed, only the profile and the names of the rest.
 
 use std::collections::BTreeMap;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Outputs: what a build leaves behind, and how to look into it again. See docs/contracts.md, section 4.
 
 pub mod disk;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Puts a large file in its place in one move: written without a name, synced, then named. A build that ends early, however it
 //! ends, leaves nothing behind.
 

@@ -8,10 +8,11 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rayon::prelude::*;
 
 use crate::elf::{Dynamic, Elf, machine};
+use crate::error::Failure;
 use crate::store::Store;
 use crate::tree::{Content, FileTree, Kind};
 
@@ -105,7 +106,10 @@ pub fn check(store: &Store, tree: &FileTree, target: &Target) -> Result<Report> 
         format!("{library} is in no package; needed by /{}{more}", by[..by.len().min(3)].join(", /"))
     }));
     if !problems.is_empty() {
-        bail!("programs that cannot run on {}:\n  {}", target.name, problems.join("\n  "));
+        let message = format!("programs that cannot run on {}:\n  {}", target.name, problems.join("\n  "));
+        return Err(Failure::verification(message)
+            .hint("add the packages that have what is missing, or leave out what asks for it")
+            .into());
     }
     Ok(report)
 }

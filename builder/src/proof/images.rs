@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Every container image that anything on the node will ask for is in the payload, under exactly that name.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The data part of an image: jobs are read and compressed by several threads, and written in order by the caller's.
 
 use std::collections::BTreeMap;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Compressed blocks of earlier images, found by content: a rebuild copies them and compresses only what is new.
 //!
 //! The cache stores no block twice. An earlier image in the store *is* the cache; beside it lies an index that says which file,

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The numbers of squashfs 4.0, and its superblock. Source of every value: `fs/squashfs/squashfs_fs.h` of Linux
 //! (names in the comments) and the format description of squashfs-tools-ng.
 

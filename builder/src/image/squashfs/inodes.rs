@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Inodes and directory listings.
 
 use std::collections::BTreeMap;

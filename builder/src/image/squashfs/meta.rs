@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Metadata blocks (8 KiB, each compressed on its own) and the tables made of them.
 
 use std::io::Write;

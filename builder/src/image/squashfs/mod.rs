@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! squashfs 4.0 with zstd: our own writer and reader.
 //!
 //! The writer keeps what an operating system needs (owners, modes, devices, hard links, extended attributes such as

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! zstd for single blocks: the same bytes for the same block, whatever was compressed before it.
 
 use anyhow::{Context, Result};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! What goes where: inode numbers, hard links, duplicates, and the jobs whose results make up the data of an image.
 //! Everything here follows from the tree and the file sizes alone, so the layout is the same for any number of threads.
 

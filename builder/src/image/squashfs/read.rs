@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Reads squashfs 4.0 images with zstd: for `inspect` and for tests. Every length and position is checked: an image from
 //! elsewhere can be wrong in any byte and ends in an error.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Reading file contents: positioned reads on a bounded set of open store objects.
 
 use std::collections::BTreeMap;

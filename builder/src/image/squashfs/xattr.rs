@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The extended attribute tables: each distinct set of attributes is stored once.
 
 use std::collections::BTreeMap;

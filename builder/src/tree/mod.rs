@@ -228,16 +228,19 @@ impl FileTree {
         if !path.is_empty() && path.split('/').any(|part| matches!(part, "" | "." | "..")) {
             bail!("`{path}` is not a clean relative path");
         }
+        // What is missing is made only once it is known that the path leads through directories.
+        let mut missing = Vec::new();
         let mut parent = path;
         while let Some((up, _)) = parent.rsplit_once('/') {
             match self.entries.get(up) {
-                None => {
-                    self.entries.insert(up.to_owned(), Entry::dir(0o755));
-                }
+                None => missing.push(up),
                 Some(Entry { kind: Kind::Dir, .. }) => break,
                 Some(_) => bail!("`{path}` leads through `{up}`, which is not a directory"),
             }
             parent = up;
+        }
+        for up in missing {
+            self.entries.insert(up.to_owned(), Entry::dir(0o755));
         }
         self.entries.insert(path.to_owned(), entry);
         Ok(())

@@ -146,3 +146,14 @@ fn content_is_read_by_position() {
     assert!(open.read_at(u64::MAX, 2).is_err());
     assert!(open.read_at(0, u64::MAX).is_err());
 }
+
+#[test]
+fn a_refused_insert_changes_nothing() {
+    let mut tree = FileTree::new();
+    tree.insert("a", Entry::symlink("b")).unwrap();
+    let before = tree.clone();
+    for path in ["a/b", "a/b/c", "/x", "x//y", "x/../y", "."] {
+        assert!(tree.insert(path, Entry::dir(0o755)).is_err(), "{path}");
+        assert_eq!(tree, before, "{path}");
+    }
+}

@@ -371,8 +371,10 @@ mod tests {
         fn any_tree_survives(entries in proptest::collection::btree_map("[a-zA-Zéü -]{1,110}(/[a-z.]{0,60}z){0,3}", entry(), 0..12)) {
             let mut tree = FileTree::new();
             for (path, entry) in entries {
-                // A path through a file is refused by the tree, which is not the matter here.
-                let _ = tree.insert(&path, entry);
+                // A path through a file is refused by the tree, and a whiteout by the layer: neither is the matter here.
+                if !path.contains("/.wh.") {
+                    let _ = tree.insert(&path, entry);
+                }
             }
             let archive = tar(&tree).unwrap();
             prop_assert_eq!(read_back(&archive), tree);

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 /// Debian package of every program the tests run. `tests/install-tools` installs these; a test compares the two.
 pub const PACKAGES: &[(&str, &str)] = &[
     ("cpio", "cpio"),
+    ("depmod", "kmod"),
     ("dpkg-deb", "dpkg"),
     ("fsck.vfat", "dosfstools"),
     ("gpg", "gnupg"),
@@ -16,6 +17,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("mdir", "mtools"),
     ("mformat", "mtools"),
     ("mlabel", "mtools"),
+    ("modprobe", "kmod"),
     ("mount", "mount"),
     ("openssl", "openssl"),
     ("qemu-img", "qemu-utils"),

@@ -174,6 +174,40 @@ fn built_lab_the_root_is_usr_merged_and_owned_by_root_and_holds_no_secret() {
     }
 }
 
+/// depmod makes the same indices from the same modules, and modprobe finds its way by ours.
+#[test]
+fn built_lab_kmod_agrees_with_the_module_indices() {
+    let root = folder().join("modules");
+    _ = fs::remove_dir_all(&root);
+    let unsquashfs = tool("unsquashfs").args(["-quiet", "-no-progress", "-dest"]).arg(&root).arg(part("root-a"));
+    run(unsquashfs.arg("usr/lib/modules"));
+    std::os::unix::fs::symlink("usr/lib", root.join("lib")).unwrap();
+    let versions: Vec<_> =
+        fs::read_dir(root.join("lib/modules")).unwrap().map(|dir| dir.unwrap().file_name()).collect();
+    let [version] = &versions[..] else { panic!("one kernel wanted, but {versions:?}") };
+
+    let needs = |text: &str| -> BTreeMap<String, BTreeSet<String>> {
+        let lines = text.lines().filter(|line| line.starts_with("kernel/") && line.contains(".ko:"));
+        let pairs = lines.filter_map(|line| line.split_once(':'));
+        pairs.map(|(module, needs)| (module.into(), needs.split_whitespace().map(Into::into).collect())).collect()
+    };
+    let theirs = needs(&run(tool("depmod").args(["--dry-run", "--basedir"]).arg(&root).arg(version)));
+    let ours = needs(&fs::read_to_string(root.join("lib/modules").join(version).join("modules.dep")).unwrap());
+    assert!(theirs.len() > 1000, "depmod knows only {} modules", theirs.len());
+    assert!(ours == theirs, "modules.dep differs from depmod's");
+
+    for (asked, file) in
+        [("br_netfilter", "br_netfilter.ko"), ("fs-ext4", "ext4.ko"), ("virtio:d00000001v00001AF4", "virtio_net.ko")]
+    {
+        let modprobe =
+            tool("modprobe").args(["--show-depends", "--dirname"]).arg(&root).arg("--set-version").arg(version);
+        let list = run(modprobe.arg(asked));
+        let last = list.lines().last().unwrap_or_default();
+        assert!(last.trim_end().ends_with(file), "modprobe {asked}:\n{list}");
+    }
+    fs::remove_dir_all(&root).unwrap();
+}
+
 // ---- initramfs ----
 
 #[test]

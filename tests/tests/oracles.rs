@@ -179,8 +179,8 @@ fn built_lab_the_root_is_usr_merged_and_owned_by_root_and_holds_no_secret() {
 fn built_lab_kmod_agrees_with_the_module_indices() {
     let root = folder().join("modules");
     _ = fs::remove_dir_all(&root);
-    let unsquashfs = tool("unsquashfs").args(["-quiet", "-no-progress", "-dest"]).arg(&root).arg(part("root-a"));
-    run(unsquashfs.arg("usr/lib/modules"));
+    let mut unsquashfs = tool("unsquashfs");
+    run(unsquashfs.args(["-quiet", "-no-progress", "-dest"]).arg(&root).arg(part("root-a")).arg("usr/lib/modules"));
     std::os::unix::fs::symlink("usr/lib", root.join("lib")).unwrap();
     let versions: Vec<_> =
         fs::read_dir(root.join("lib/modules")).unwrap().map(|dir| dir.unwrap().file_name()).collect();
@@ -199,8 +199,8 @@ fn built_lab_kmod_agrees_with_the_module_indices() {
     for (asked, file) in
         [("br_netfilter", "br_netfilter.ko"), ("fs-ext4", "ext4.ko"), ("virtio:d00000001v00001AF4", "virtio_net.ko")]
     {
-        let modprobe =
-            tool("modprobe").args(["--show-depends", "--dirname"]).arg(&root).arg("--set-version").arg(version);
+        let mut modprobe = tool("modprobe");
+        modprobe.args(["--show-depends", "--dirname"]).arg(&root).arg("--set-version").arg(version);
         let list = run(modprobe.arg(asked));
         let last = list.lines().last().unwrap_or_default();
         assert!(last.trim_end().ends_with(file), "modprobe {asked}:\n{list}");

@@ -97,7 +97,7 @@ fn overlays(bench: &Bench<'_>) -> [&'static str; 2] {
     }
 }
 
-fn overlays_digest(bench: &Bench<'_>) -> Result<Digest> {
+pub(super) fn overlays_digest(bench: &Bench<'_>) -> Result<Digest> {
     let trees = overlays(bench).into_iter().map(overlay::overlay).collect::<Result<Vec<_>>>()?;
     Ok(Digest::of(format!("{trees:?}").as_bytes()))
 }

@@ -48,10 +48,11 @@ pub fn build(bench: &Bench<'_>) -> Result<Packed> {
         "payload",
         STEP_VERSION,
         &(
-            (&bench.sources.payload, &bench.sources.images, &bench.sources.programs, bench.sources.epoch),
+            // The packages of the root too: the payload names its containerd, and its programs are proven on it.
+            (&bench.sources, os::overlays_digest(bench)?),
             // Sections of the cluster file; their `Debug` shows every field.
             format!("{:?} {:?} {:?}", cluster.kubernetes, cluster.payload, cluster.image),
-            &bench.sources.files,
+            format!("{:?} {:?}", cluster.os, cluster.containerd),
             Digest::of(firstboot),
             (bench.squashfs().block_size, bench.squashfs().level),
         ),

@@ -23,8 +23,7 @@ const LOCK: &str = "imgbuild.lock";
 /// Locks what is not locked yet, fetches what is not in the store, and gives the result.
 pub(super) fn ready(file: &ClusterFile, options: &Options, store: &Store) -> Result<Sources> {
     let room = Room::open(file, options, store, false)?;
-    let lock = room.lock_once(file)?;
-    room.fetch(file, &lock)?;
+    let lock = room.fetch_locked(file)?;
     sources::from_lock(&file.cluster, &lock)
 }
 
@@ -82,13 +81,11 @@ impl Room {
         Ok(lock)
     }
 
-    pub(super) fn fetch(&self, file: &ClusterFile, lock: &Lock) -> Result<()> {
-        self.session(file)?.fetch(lock)
-    }
-
-    pub(super) fn fetch_locked(&self, file: &ClusterFile) -> Result<()> {
+    /// Fetches everything the lock names, and gives the lock.
+    pub(super) fn fetch_locked(&self, file: &ClusterFile) -> Result<Lock> {
         let lock = self.lock_once(file)?;
-        self.fetch(file, &lock)
+        self.session(file)?.fetch(&lock)?;
+        Ok(lock)
     }
 }
 

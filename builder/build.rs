@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! Prepares what `imgbuild` carries inside itself, to stay one binary: the files of `rootfs-overlays`, and the static
-//! `firstboot`. `IMGBUILD_FIRSTBOOT_AMD64=/path/to/firstboot` embeds a ready-made one instead of building it.
+//! `firstboot` of each architecture. `IMGBUILD_FIRSTBOOT_AMD64=/path/to/firstboot` and `IMGBUILD_FIRSTBOOT_LOONG64` embed
+//! ready-made ones. Without the first, it is built here. Without the second, what `firstboot/build-static` has in its cache
+//! is taken; where it has nothing, imgbuild is built all the same, and says what is missing when loong64 is wanted.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -18,6 +20,7 @@ fn main() -> Result<(), Failure> {
         println!("cargo::rerun-if-changed={}", workspace.join(input).display());
     }
     println!("cargo::rerun-if-env-changed=IMGBUILD_FIRSTBOOT_AMD64");
+    println!("cargo::rerun-if-env-changed=IMGBUILD_FIRSTBOOT_LOONG64");
 
     let overlays = workspace.join("rootfs-overlays");
     let mut list = String::from("&[\n");
@@ -31,7 +34,34 @@ fn main() -> Result<(), Failure> {
     };
     println!("cargo::rustc-env=IMGBUILD_FIRSTBOOT_AMD64_FILE={}", firstboot.display());
     println!("cargo::rerun-if-changed={}", firstboot.display());
+
+    let firstboot = match std::env::var_os("IMGBUILD_FIRSTBOOT_LOONG64") {
+        Some(path) => PathBuf::from(path),
+        None => cached_firstboot(&workspace, &out)?,
+    };
+    println!("cargo::rustc-env=IMGBUILD_FIRSTBOOT_LOONG64_FILE={}", firstboot.display());
+    println!("cargo::rerun-if-changed={}", firstboot.display());
     Ok(())
+}
+
+/// The loong64 firstboot that `firstboot/build-static` made of these sources, or an empty file.
+fn cached_firstboot(workspace: &Path, out: &Path) -> Result<PathBuf, Failure> {
+    // The folder is watched, so that the next build embeds what the script puts there.
+    println!("cargo::rerun-if-env-changed=XDG_CACHE_HOME");
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    if let Some(cache) = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home) {
+        let made = cache.join("imgbuild-firstboot/loong64");
+        if fs::create_dir_all(&made).is_ok() {
+            println!("cargo::rerun-if-changed={}", made.display());
+        }
+    }
+    let found = Command::new(workspace.join("firstboot/build-static")).arg("--cached").output()?;
+    if found.status.success() {
+        return Ok(PathBuf::from(String::from_utf8(found.stdout)?.trim_end()));
+    }
+    let none = out.join("no-firstboot");
+    fs::write(&none, b"")?;
+    Ok(none)
 }
 
 /// One line for each file and link below `dir`, sorted: the path, and what is there.

@@ -39,7 +39,7 @@ pub enum Command {
     },
     /// Download and verify every locked input into the store
     Fetch,
-    /// Write every file a node would get, for reading and review (to <out>/render/<node>)
+    /// Write every file a node would get, for reading and review (to <out>/render); no secret is in them, and none is made
     Render,
     /// Say what is inside a built image
     Inspect {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The validity of a PEM certificate, and nothing else of X.509.
+//! The validity of a PEM certificate, alone or in a kubeconfig, and nothing else of X.509.
 
 use anyhow::{Context, Result, bail};
+use serde::Deserialize;
 
 /// From when to when a certificate is valid, in seconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +40,38 @@ pub fn validity(pem: &str) -> Result<Validity> {
     fields.next()?; // issuer
     let mut validity = fields.enter(SEQUENCE)?;
     Ok(Validity { from: time(validity.next()?)?, until: time(validity.next()?)? })
+}
+
+/// What firstboot reads of a kubeconfig. Everything has a default: a kubeconfig may also name files or tokens.
+#[derive(Deserialize)]
+struct Kubeconfig {
+    #[serde(default)]
+    users: Vec<NamedUser>,
+}
+
+#[derive(Deserialize)]
+struct NamedUser {
+    #[serde(default)]
+    user: User,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+struct User {
+    client_certificate_data: Option<String>,
+}
+
+/// Validity of the first client certificate embedded in a kubeconfig; `None` if it embeds none that can be read.
+pub fn kubeconfig_client_validity(text: &str) -> Option<Validity> {
+    try_kubeconfig_client_validity(text).ok()
+}
+
+/// As [`kubeconfig_client_validity`], for a kubeconfig that must embed one.
+pub fn try_kubeconfig_client_validity(text: &str) -> Result<Validity> {
+    let config: Kubeconfig = serde_saphyr::from_str(text).context("understanding it")?;
+    let data = config.users.into_iter().find_map(|user| user.user.client_certificate_data);
+    let pem = decode_base64(&data.context("it embeds no client certificate")?)?;
+    validity(std::str::from_utf8(&pem).context("reading its certificate")?)
 }
 
 struct Der<'a>(&'a [u8]);
@@ -97,7 +130,8 @@ fn time((tag, text): (u8, &[u8])) -> Result<u64> {
     Ok(days * 86_400 + number(8, 10)? * 3600 + number(10, 12)? * 60 + number(12, 14)?)
 }
 
-fn decode_base64(text: &str) -> Result<Vec<u8>> {
+/// The bytes that `text` encodes.
+pub fn decode_base64(text: &str) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
     let (mut buffer, mut bits) = (0_u32, 0);
     for byte in text.bytes().filter(|byte| !byte.is_ascii_whitespace()) {
@@ -108,7 +142,7 @@ fn decode_base64(text: &str) -> Result<Vec<u8>> {
             b'+' => 62,
             b'/' => 63,
             b'=' => break,
-            _ => bail!("the PEM text is not base64"),
+            _ => bail!("the text is not base64"),
         };
         buffer = (buffer << 6 | u32::from(value)) & 0xff_ffff;
         bits += 6;
@@ -134,7 +168,7 @@ pub fn show_time(unix: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn openssl_certificate(from: &str, until: &str) -> String {
@@ -185,6 +219,34 @@ mod tests {
     fn refuses_what_is_no_certificate() {
         assert!(validity("").is_err());
         assert!(validity("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n").is_err());
+    }
+
+    /// As `kubectl config set-credentials --embed-certs` writes it; the CA plays the client's certificate.
+    pub(crate) fn kubeconfig(pem: &str) -> String {
+        use std::io::Write;
+        let mut child = std::process::Command::new("openssl")
+            .args(["base64", "-A"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("openssl is missing: install the package `openssl`");
+        child.stdin.take().unwrap().write_all(pem.as_bytes()).unwrap();
+        let data = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+        format!(
+            "apiVersion: v1\nkind: Config\nclusters: []\nusers:\n- name: node\n  user:\n    \
+             client-certificate-data: {data}\n    client-key-data: AAAA\n"
+        )
+    }
+
+    #[test]
+    fn a_kubeconfigs_client_certificate_is_found() {
+        let pem = include_str!("../fixtures/ca.crt");
+        let found = kubeconfig_client_validity(&kubeconfig(pem));
+        assert_eq!(found, Some(validity(pem).unwrap()));
+        for text in ["", "users: []", "users: [{name: a, user: {token: x}}]", "users: 7", "{"] {
+            assert_eq!(kubeconfig_client_validity(text), None, "{text}");
+        }
+        assert_eq!(kubeconfig_client_validity(&kubeconfig("no certificate")), None);
     }
 
     #[test]

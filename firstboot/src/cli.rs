@@ -22,7 +22,7 @@ use crate::node::{NodePlan, Owners, difference};
 use crate::runner::RealRunner;
 use crate::seed::{EverConverged, RawSeed, document, medium};
 use crate::status::{FailureStatus, Phase, Status, StatusFile, StepState};
-use crate::{init, payload, rendered, seed, status, steps};
+use crate::{health, init, payload, rendered, routes, seed, status, steps};
 
 /// Makes this node what its profile says.
 #[derive(Debug, Parser)]
@@ -65,6 +65,19 @@ enum Commands {
         #[arg(long, value_name = "DIR", default_value = "/")]
         root: PathBuf,
     },
+    /// Show how the cluster is, as this node sees it, and what to do about it
+    #[command(after_help = health::EXIT_CODES)]
+    Health {
+        /// Print the report as JSON
+        #[arg(long)]
+        json: bool,
+        /// Directory to take for the node's root
+        #[arg(long, value_name = "DIR", default_value = "/")]
+        root: PathBuf,
+    },
+    /// Add routes to the pods of nodes that joined later, and publish this node's (imgbuild-routes.timer runs this)
+    #[command(after_help = routes::EXIT_CODES)]
+    Routes,
     /// Run a program with DIR as its root (the initramfs uses this on itself)
     #[command(hide = true, name = "in-root")]
     InRoot {
@@ -91,6 +104,8 @@ pub fn main() -> ExitCode {
         Commands::Apply => apply(),
         Commands::Status { json, root } => report(show_status(&root, json)),
         Commands::Plan { json, root } => report(show_plan(&root, json)),
+        Commands::Health { json, root } => health::run(&root, json),
+        Commands::Routes => report(routes::run(&mut |line| print(&format!("{line}\n")))),
         Commands::InRoot { dir, argv } => report(init::in_root::exec(&dir, &argv)),
     };
     ExitCode::from(code)
@@ -255,6 +270,9 @@ fn describe(status: &Status) -> String {
     }
     if let Some(failure) = &status.failure {
         text += &format!("step {} (exit {}): {}\nhint: {}\n", failure.step, failure.exit, failure.reason, failure.hint);
+    }
+    if status.phase == Phase::Converged {
+        text += "how the whole cluster is: `firstboot health`\n";
     }
     text
 }
@@ -443,6 +461,11 @@ mod tests {
           + files         working, 3 s
           > etcd          working: etcd to be healthy
             init          working
+        ");
+        let converged = Status { phase: Phase::Converged, node: "master-1".into(), ..Status::default() };
+        insta::assert_snapshot!(describe(&converged), @r"
+        master-1 is converged
+        how the whole cluster is: `firstboot health`
         ");
         fail(&mut status, "etcd", &Failure::new(Exit::Deadline, "waited", "look"), 9);
         insta::assert_snapshot!(describe(&status).lines().rev().take(2).collect::<Vec<_>>().join("\n"), @r"

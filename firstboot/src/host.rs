@@ -7,6 +7,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
+use crate::arp::{self, Interface, Mac};
+use crate::peer_port::{self, Greeter, PeerPort};
+
 /// The kernel of the node.
 pub trait Host {
     /// Seconds since 1970.
@@ -25,6 +28,16 @@ pub trait Host {
     fn set_hostname(&self, name: &str) -> Result<()>;
     /// Makes everything on the filesystem that holds `path` durable.
     fn sync(&self, path: &Path) -> Result<()>;
+    /// What arrives of VRRP on the interface with `address` (IPv6: called `interface`) within `time`: from where, and what.
+    fn hear_vrrp(&self, address: IpAddr, interface: Option<&str>, time: Duration) -> Result<Vec<(IpAddr, Vec<u8>)>>;
+    /// What answers on another etcd member's peer port.
+    fn peer_port(&self, at: SocketAddr, cluster: &str) -> PeerPort;
+    /// Greets on this node's own peer port until dropped.
+    fn greet(&self, at: SocketAddr, line: String) -> Result<Box<dyn Greeter>>;
+    /// Another machine on the network that uses `address`.
+    fn address_owner(&self, interface: &Interface, address: Ipv4Addr) -> Result<Option<Mac>>;
+    /// Bytes that programs may still write to the filesystem that holds `path`.
+    fn free_space(&self, path: &Path) -> Result<u64>;
 }
 
 /// The real one.
@@ -82,6 +95,28 @@ impl Host for RealHost {
     fn sync(&self, path: &Path) -> Result<()> {
         let dir = std::fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
         rustix::fs::syncfs(&dir).with_context(|| format!("syncing the filesystem of {}", path.display()))
+    }
+
+    fn hear_vrrp(&self, address: IpAddr, interface: Option<&str>, time: Duration) -> Result<Vec<(IpAddr, Vec<u8>)>> {
+        crate::vrrp::listen(address, interface, time)
+    }
+
+    fn peer_port(&self, at: SocketAddr, cluster: &str) -> PeerPort {
+        peer_port::ask(at, cluster)
+    }
+
+    fn greet(&self, at: SocketAddr, line: String) -> Result<Box<dyn Greeter>> {
+        Ok(Box::new(peer_port::greet(at, line)?))
+    }
+
+    fn address_owner(&self, interface: &Interface, address: Ipv4Addr) -> Result<Option<Mac>> {
+        arp::probe(interface, address)
+    }
+
+    fn free_space(&self, path: &Path) -> Result<u64> {
+        let stat =
+            rustix::fs::statvfs(path).with_context(|| format!("asking for the free space of {}", path.display()))?;
+        Ok(stat.f_bavail * stat.f_frsize)
     }
 }
 

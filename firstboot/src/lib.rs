@@ -6,23 +6,29 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod arp;
 pub mod cert;
 pub mod cli;
 pub mod console;
 pub mod context;
 pub mod engine;
+pub mod etcdctl;
 pub mod failure;
 pub mod files;
+pub mod health;
 pub mod host;
 pub mod init;
 pub mod journal;
 pub mod node;
 pub mod payload;
+pub mod peer_port;
 pub mod rendered;
+pub mod routes;
 pub mod runner;
 pub mod seed;
 pub mod status;
 pub mod steps;
+pub mod vrrp;
 
 #[cfg(test)]
 pub(crate) mod testing;

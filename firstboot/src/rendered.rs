@@ -2,7 +2,6 @@
 //! From a seed to the plan of the node: what `profiles` renders, the secrets, and what cloud-config adds.
 
 use anyhow::Result;
-use profiles::node::ClusterDns;
 use profiles::render::{self, Content, NodeFile, RenderError};
 
 use crate::failure::Failure;
@@ -11,21 +10,19 @@ use crate::payload::Payload;
 use crate::seed::document::Seed;
 
 /// Units that their own steps enable, never earlier: a reboot half-way must not start half a control plane, nor an etcd
-/// whose port the preflight then finds taken.
-const ENABLED_BY_STEPS: [&str; 3] = ["containerd.service", "etcd.service", "kubelet.service"];
-/// This phase makes a token that nobody needs here. The one thing of it that every cluster needs, the approval of
-/// kubelets' renewed certificates, is a manifest of ours (steps/manifests.rs).
-const TOKEN_PHASE: &str = "bootstrap-token";
+/// whose port the preflight then finds taken, nor a keepalived that was not told yet whether its router id is free.
+const ENABLED_BY_STEPS: [&str; 5] =
+    ["containerd.service", "etcd.service", "haproxy.service", "keepalived.service", "kubelet.service"];
 
 /// The plan of this node.
 pub fn plan(seed: &Seed, payload: Payload) -> Result<NodePlan> {
     let profile = seed.profile().clone();
     let unusable = |error: RenderError| {
-        let hint = "make the seed again with `imgbuild --output seed`";
+        let hint = "build this node's image again with `imgbuild --profile`";
         Failure::seed(format!("rendering the profile: {error}"), hint)
     };
     let rendered = render::files(&profile).map_err(unusable)?;
-    let arguments = render::kubeadm_args(&profile).map_err(unusable)?;
+    let kubeadm = render::kubeadm_args(&profile).map_err(unusable)?;
     let mut files: Vec<PlannedFile> = rendered
         .into_iter()
         .filter(|file| !enables_a_steps_unit(&file.path))
@@ -38,7 +35,6 @@ pub fn plan(seed: &Seed, payload: Payload) -> Result<NodePlan> {
         }
     }
     files.sort_by(|a, b| a.path.cmp(&b.path));
-    let kubeadm = kubeadm_arguments(arguments, profile.kubernetes.dns);
     let digest = plan_digest(&profile, &files, &kubeadm, &payload);
     Ok(NodePlan { profile, files, kubeadm, payload, digest })
 }
@@ -58,25 +54,6 @@ fn planned(file: NodeFile) -> PlannedFile {
             Content::Symlink(target) => Kind::Link(target),
         },
     }
-}
-
-/// Adds what only the node side knows to what `profiles` says.
-fn kubeadm_arguments(mut arguments: Vec<String>, dns: ClusterDns) -> Vec<String> {
-    match arguments.iter_mut().find(|argument| argument.starts_with("--skip-phases=")) {
-        Some(skip) if skip.contains(TOKEN_PHASE) => {}
-        Some(skip) => {
-            skip.push(',');
-            skip.push_str(TOKEN_PHASE);
-        }
-        None => arguments.push(format!("--skip-phases={TOKEN_PHASE}")),
-    }
-    let ignores = arguments.iter().any(|argument| argument.starts_with("--ignore-preflight-errors="));
-    if dns == ClusterDns::None && !ignores {
-        // kubeadm wants to pull the CoreDNS image even when it skips the add-on. What is needed was proved complete by
-        // the build, and is verified by the step that imports images.
-        arguments.push("--ignore-preflight-errors=ImagePull".to_owned());
-    }
-    arguments
 }
 
 /// cloud-config's ordinary keys, where `profiles` does not render the same file.
@@ -124,10 +101,7 @@ mod tests {
         let lines: Vec<_> =
             plan.files.iter().map(|file| format!("{:04o} {:9} {}", file.mode, file.owner, file.path)).collect();
         insta::assert_snapshot!(lines.join("\n"));
-        assert_eq!(
-            plan.kubeadm,
-            ["--skip-phases=addon/coredns,bootstrap-token", "--ignore-preflight-errors=ImagePull"]
-        );
+        assert_eq!(plan.kubeadm, ["--skip-phases=bootstrap-token,addon/coredns"]);
     }
 
     #[test]
@@ -137,15 +111,5 @@ mod tests {
             seed.cloud.timezone = Some(zone.to_owned());
             assert!(cloud_files(&seed).iter().all(|file| file.path != "/etc/localtime"));
         }
-    }
-
-    #[test]
-    fn no_token_is_made_and_images_are_not_pulled() {
-        let arguments = |from: &[&str], dns| kubeadm_arguments(from.iter().map(|arg| (*arg).to_owned()).collect(), dns);
-        assert_eq!(
-            arguments(&["--skip-phases=addon/coredns"], ClusterDns::None),
-            ["--skip-phases=addon/coredns,bootstrap-token", "--ignore-preflight-errors=ImagePull"]
-        );
-        assert_eq!(arguments(&[], ClusterDns::Coredns), ["--skip-phases=bootstrap-token"]);
     }
 }

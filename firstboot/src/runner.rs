@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -17,6 +18,8 @@ pub const PATH: &str = "/opt/imgbuild/bin:/usr/local/sbin:/usr/local/bin:/usr/sb
 const TAIL_LINES: usize = 8;
 /// stdout is kept up to this many bytes: `kubectl get -o json` fits, a runaway program does not eat the node.
 const STDOUT_LIMIT: usize = 8 << 20;
+/// Of util-linux: runs a program that dies with its parent.
+const SETPRIV: &str = "setpriv";
 
 /// A program to run, its arguments and limits.
 #[derive(Debug, Clone)]
@@ -83,6 +86,14 @@ pub type Feed<'a> = &'a mut (dyn FnMut(&mut dyn Write) -> io::Result<()> + Send)
 pub trait Runner {
     /// Runs `command` to its end. Every line of its stdout and stderr goes to `on_line` as it appears.
     fn run(&self, command: &Command, feed: Option<Feed<'_>>, on_line: &mut dyn FnMut(&str)) -> Result<Output>;
+    /// Starts `command` beside everything else, until what this returns is dropped. Nobody reads what it writes.
+    fn start(&self, command: &Command) -> Result<Box<dyn Background>>;
+}
+
+/// A program that runs until this is dropped.
+pub trait Background {
+    /// Whether it still runs.
+    fn runs(&mut self) -> bool;
 }
 
 /// Runs them for real.
@@ -135,23 +146,60 @@ impl Runner for RealRunner {
         }
         Ok(output)
     }
+
+    fn start(&self, command: &Command) -> Result<Box<dyn Background>> {
+        // Drop does not run when we are killed; then the kernel ends the program, if setpriv(1) can ask it to. (The unit's
+        // control group does so too, but firstboot may also have been typed by a person.)
+        let mut argv = command.argv.clone();
+        if Path::new(&resolve(SETPRIV)).exists() {
+            argv.splice(0..0, [SETPRIV, "--pdeathsig", "KILL"].map(str::to_owned));
+        }
+        let mut started = prepare(&Command { argv, ..command.clone() })?;
+        let started = started.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = started.with_context(|| format!("starting {} (looked in {PATH})", command.argv[0]))?;
+        Ok(Box::new(RealBackground(child)))
+    }
+}
+
+struct RealBackground(Child);
+
+impl Background for RealBackground {
+    fn runs(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for RealBackground {
+    fn drop(&mut self) {
+        if self.runs() {
+            kill_group(&self.0);
+            let _ = self.0.wait();
+        }
+    }
 }
 
 fn spawn(command: &Command, feed: bool) -> Result<Child> {
+    prepare(command)?
+        .stdin(if feed { Stdio::piped() } else { Stdio::null() })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting {} (looked in {PATH})", command.argv[0]))
+}
+
+/// The program with its arguments and environment, in a process group of its own.
+fn prepare(command: &Command) -> Result<std::process::Command> {
     let (program, args) = command.argv.split_first().context("a command has a program")?;
-    std::process::Command::new(resolve(program))
+    let mut prepared = std::process::Command::new(resolve(program));
+    prepared
         .args(args)
         .env_clear()
         .env("PATH", PATH)
         .env("LC_ALL", "C.UTF-8")
         .env("HOME", "/root")
         .envs(command.env.iter().map(|(name, value)| (name, value)))
-        .stdin(if feed { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .with_context(|| format!("starting {program} (looked in {PATH})"))
+        .process_group(0);
+    Ok(prepared)
 }
 
 /// The program's path by our own `PATH`: `std` would search the parent's.
@@ -161,7 +209,7 @@ fn resolve(program: &str) -> String {
     }
     PATH.split(':')
         .map(|dir| format!("{dir}/{program}"))
-        .find(|path| std::path::Path::new(path).exists())
+        .find(|path| Path::new(path).exists())
         .unwrap_or_else(|| program.to_owned())
 }
 
@@ -296,6 +344,29 @@ mod tests {
         assert!(started.elapsed() < Duration::from_secs(10));
         assert_eq!(output.status, 128 + 9);
         assert!(output.stderr_tail.contains("killed after 1 s"));
+    }
+
+    #[test]
+    fn a_background_program_ends_with_what_holds_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let beat = dir.path().join("beat");
+        let script = format!("sleep 60 & while :; do echo x >>{}; sleep 0.05; done", beat.display());
+        let size = || std::fs::metadata(&beat).map_or(0, |meta| meta.len());
+        let mut held = RealRunner.start(&Command::new("sh", ["-c", &script])).unwrap();
+        let started = Instant::now();
+        while size() < 4 && started.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(size() >= 4 && held.runs());
+        drop(held);
+        let after = size();
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(size(), after);
+        let mut short = RealRunner.start(&Command::new("true", [""; 0])).unwrap();
+        while short.runs() && started.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(!short.runs());
     }
 
     #[test]

@@ -2,9 +2,9 @@
 //! A node in a temporary directory: a runner that only pretends, a clock that only tests move.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,16 +12,21 @@ use std::time::Duration;
 use anyhow::Result;
 use profiles::node::NodeProfile;
 
+use crate::arp::{Interface, Mac};
 use crate::console::Console;
 use crate::context::Cx;
 use crate::host::Host;
 use crate::journal::Journal;
 use crate::node::NodePlan;
 use crate::payload::Payload;
-use crate::runner::{Command, Feed, Output, Runner};
+use crate::peer_port::{Greeter, PeerPort};
+use crate::runner::{Background, Command, Feed, Output, Runner};
 use crate::status::StatusFile;
 
-type Answer = Box<dyn FnMut(&str) -> Output>;
+type Answer = Box<dyn FnMut(&str, &[u8]) -> Output>;
+type Start = Box<dyn FnMut(&str) -> Box<dyn Background>>;
+/// Takes a nap of this length, or none before a record is written; gives back the uptime.
+type Clock = Box<dyn Fn(Option<Duration>) -> Duration>;
 
 /// Answers by the longest matching prefix of the command line; everything else succeeds silently.
 #[derive(Default)]
@@ -29,6 +34,16 @@ pub struct FakeRunner {
     answers: RefCell<Vec<(String, Answer)>>,
     trace: RefCell<Vec<String>>,
     pub fed: RefCell<Vec<u8>>,
+    /// What runs in the background; without it, programs that never end.
+    pub start: RefCell<Option<Start>>,
+}
+
+struct Endless;
+
+impl Background for Endless {
+    fn runs(&mut self) -> bool {
+        true
+    }
 }
 
 impl FakeRunner {
@@ -38,7 +53,12 @@ impl FakeRunner {
         self.on(prefix, move |_| output.clone());
     }
 
-    pub fn on(&self, prefix: &str, answer: impl FnMut(&str) -> Output + 'static) {
+    pub fn on(&self, prefix: &str, mut answer: impl FnMut(&str) -> Output + 'static) {
+        self.on_fed(prefix, move |line, _| answer(line));
+    }
+
+    /// The same, with what it gets on stdin.
+    pub fn on_fed(&self, prefix: &str, answer: impl FnMut(&str, &[u8]) -> Output + 'static) {
         self.answers.borrow_mut().insert(0, (prefix.to_owned(), Box::new(answer)));
     }
 
@@ -52,19 +72,29 @@ impl Runner for FakeRunner {
     fn run(&self, command: &Command, feed: Option<Feed<'_>>, on_line: &mut dyn FnMut(&str)) -> Result<Output> {
         let line = command.to_string();
         self.trace.borrow_mut().push(line.clone());
+        let mut fed = Vec::new();
         if let Some(feed) = feed {
-            let mut fed = Vec::new();
             feed(&mut fed)?;
-            *self.fed.borrow_mut() = fed;
+            self.fed.borrow_mut().clone_from(&fed);
         }
         let mut answers = self.answers.borrow_mut();
         let best = answers
             .iter_mut()
             .filter(|(prefix, _)| line.starts_with(prefix.as_str()))
             .reduce(|best, next| if next.0.len() > best.0.len() { next } else { best });
-        let output = best.map(|(_, answer)| answer(&line)).unwrap_or_default();
+        let output = best.map(|(_, answer)| answer(&line, &fed)).unwrap_or_default();
         output.stdout.lines().chain(output.stderr_tail.lines()).for_each(on_line);
         Ok(output)
+    }
+
+    fn start(&self, command: &Command) -> Result<Box<dyn Background>> {
+        let line = command.to_string();
+        self.trace.borrow_mut().push(line.clone());
+        Ok(self
+            .start
+            .borrow_mut()
+            .as_mut()
+            .map_or_else(|| Box::new(Endless) as Box<dyn Background>, |start| start(&line)))
     }
 }
 
@@ -75,6 +105,25 @@ pub struct FakeHost {
     pub addresses: RefCell<Vec<IpAddr>>,
     pub busy_ports: RefCell<Vec<u16>>,
     pub hostname: RefCell<String>,
+    /// VRRP packets that arrive: from where, and what.
+    pub adverts: RefCell<Vec<(IpAddr, Vec<u8>)>>,
+    /// A clock that several nodes share.
+    pub clock: RefCell<Option<Clock>>,
+    /// What other members' peer ports answer; everything else is absent.
+    pub peer_ports: RefCell<BTreeMap<SocketAddr, PeerPort>>,
+    /// Every line that this node greeted with.
+    pub greeted: Rc<RefCell<Vec<String>>>,
+    /// Machines that answer for addresses.
+    pub address_owners: RefCell<BTreeMap<Ipv4Addr, Mac>>,
+    pub free_space: Cell<u64>,
+}
+
+struct FakeGreeter(Rc<RefCell<Vec<String>>>);
+
+impl Greeter for FakeGreeter {
+    fn say(&self, line: String) {
+        self.0.borrow_mut().push(line);
+    }
 }
 
 impl Default for FakeHost {
@@ -86,6 +135,12 @@ impl Default for FakeHost {
             addresses: RefCell::new(vec!["10.0.2.15".parse().unwrap()]),
             busy_ports: RefCell::default(),
             hostname: RefCell::new("localhost".to_owned()),
+            adverts: RefCell::default(),
+            clock: RefCell::default(),
+            peer_ports: RefCell::default(),
+            greeted: Rc::default(),
+            address_owners: RefCell::default(),
+            free_space: Cell::new(20 << 30),
         }
     }
 }
@@ -94,17 +149,28 @@ impl FakeHost {
     pub fn slept(&self) -> Duration {
         self.slept.get()
     }
+
+    fn shared_clock(&self, nap: Option<Duration>) -> bool {
+        let clock = self.clock.borrow();
+        clock.as_ref().is_some_and(|clock| {
+            self.uptime.set(clock(nap));
+            true
+        })
+    }
 }
 
 impl Host for FakeHost {
     fn unix_time(&self) -> u64 {
+        self.shared_clock(None);
         self.unix_time.get()
     }
     fn uptime(&self) -> Duration {
         self.uptime.get()
     }
     fn sleep(&self, time: Duration) {
-        self.uptime.set(self.uptime.get() + time);
+        if !self.shared_clock(Some(time)) {
+            self.uptime.set(self.uptime.get() + time);
+        }
         self.slept.set(self.slept.get() + time);
     }
     fn has_address(&self, address: IpAddr) -> bool {
@@ -122,6 +188,23 @@ impl Host for FakeHost {
     }
     fn sync(&self, _: &Path) -> Result<()> {
         Ok(())
+    }
+    fn hear_vrrp(&self, _: IpAddr, _: Option<&str>, time: Duration) -> Result<Vec<(IpAddr, Vec<u8>)>> {
+        self.sleep(time);
+        Ok(self.adverts.borrow().clone())
+    }
+    fn peer_port(&self, at: SocketAddr, _: &str) -> PeerPort {
+        self.peer_ports.borrow().get(&at).cloned().unwrap_or(PeerPort::Absent)
+    }
+    fn greet(&self, _: SocketAddr, line: String) -> Result<Box<dyn Greeter>> {
+        self.greeted.borrow_mut().push(line);
+        Ok(Box::new(FakeGreeter(self.greeted.clone())))
+    }
+    fn address_owner(&self, _: &Interface, address: Ipv4Addr) -> Result<Option<Mac>> {
+        Ok(self.address_owners.borrow().get(&address).copied())
+    }
+    fn free_space(&self, _: &Path) -> Result<u64> {
+        Ok(self.free_space.get())
     }
 }
 
@@ -146,7 +229,8 @@ impl Shared {
 
 /// One node.
 pub struct Lab {
-    dir: tempfile::TempDir,
+    root: PathBuf,
+    dir: Option<tempfile::TempDir>,
     pub plan: NodePlan,
     pub runner: FakeRunner,
     pub host: FakeHost,
@@ -157,10 +241,14 @@ pub struct Lab {
 
 impl Lab {
     pub fn new() -> Self {
-        Self::on(tempfile::tempdir().unwrap())
+        let dir = tempfile::tempdir().unwrap();
+        let mut lab = Self::at(dir.path());
+        lab.dir = Some(dir);
+        lab
     }
 
-    fn on(dir: tempfile::TempDir) -> Self {
+    /// A node whose disk somebody else keeps.
+    pub fn at(root: &Path) -> Self {
         let (seen, log) = (Shared::default(), Shared::default());
         let console = Console::new(vec![Box::new(seen.clone())], Box::new(log.clone()));
         console.set_who("master-1");
@@ -171,27 +259,30 @@ impl Lab {
             payload: Payload::default(),
             digest: "plan".to_owned(),
         };
-        Self { dir, plan, runner: FakeRunner::default(), host: FakeHost::default(), console, seen, log }
+        let root = root.to_owned();
+        Self { root, dir: None, plan, runner: FakeRunner::default(), host: FakeHost::default(), console, seen, log }
     }
 
     /// The same disk, everything else new.
     pub fn reboot(self) -> Self {
         let _ = std::fs::remove_dir_all(self.root().join("run"));
-        Self::on(self.dir)
+        let mut lab = Self::at(&self.root);
+        lab.dir = self.dir;
+        lab
     }
 
     pub fn root(&self) -> PathBuf {
-        self.dir.path().to_owned()
+        self.root.clone()
     }
 
     pub fn write(&self, path: &str, content: &str) {
-        let path = crate::context::below(self.dir.path(), path);
+        let path = crate::context::below(&self.root, path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, content).unwrap();
     }
 
     pub fn exists(&self, path: &str) -> bool {
-        crate::context::below(self.dir.path(), path).exists()
+        crate::context::below(&self.root, path).exists()
     }
 
     pub fn cx(&self) -> Cx<'_> {
@@ -238,3 +329,13 @@ pub const PROFILE: &str = r#"{
   "containerd": {"version": "1.6.20"},
   "load_balancer": {"kind": "none"}
 }"#;
+
+/// A join credential, without its key. Its certificate is valid from 2020 until 2120.
+pub const DISCOVERY: &str = r#"
+apiVersion: v1
+kind: Config
+clusters: [{name: lab, cluster: {server: "https://10.0.2.15:6443", certificate-authority-data: ""}}]
+contexts: [{name: lab, context: {cluster: lab, user: node}}]
+current-context: lab
+users: [{name: node, user: {client-certificate-data: LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1JSUJGRENCdXdJVVlOSTNGUldvY3JSVUNPRkh5UUV3NnR1am9tb3dDZ1lJS29aSXpqMEVBd0l3RERFS01BZ0cKQTFVRUF3d0JlREFnRncweU1EQXhNREV3TURBd01EQmFHQTh5TVRJd01ERXdNVEF3TURBd01Gb3dEREVLTUFnRwpBMVVFQXd3QmVEQlpNQk1HQnlxR1NNNDlBZ0VHQ0NxR1NNNDlBd0VIQTBJQUJNSkMvaE9hMTRjaU1mN2g4V1ZsCkN2L0xrbUJIT1pHRTVLU3NMSmUrdER5cTh6ZHRZSXJZcTMyT05PMVdkK05qMFNSbklScmZOWDh0aklseCt1bUIKZnRZd0NnWUlLb1pJemowRUF3SURTQUF3UlFJZ1E1eDU3OWdHa0s3T2JHVmhxWHlTVUZjSzYvVC80WHNISUtGYQpuL3dsUm40Q0lRQ3IzaGlGSzNJZWhZZWRwR3l5QXJmQ1JhWGxqMTRSRGs0c05RbTJVaDdmN1E9PQotLS0tLUVORCBDRVJUSUZJQ0FURS0tLS0tCg==}}]
+"#;

@@ -311,6 +311,13 @@ pub(crate) fn string(decoder: &mut Decoder, item: &Item<'_>) -> Option<String> {
     }
 }
 
+pub(crate) fn boolean(decoder: &mut Decoder, item: &Item<'_>) -> Option<bool> {
+    match item.value {
+        DeValue::Boolean(value) => Some(*value),
+        _ => decoder.wrong_type(item, "true or false", "write it without quotes"),
+    }
+}
+
 /// A string that is not empty and has no control characters or surrounding blanks.
 pub(crate) fn word(decoder: &mut Decoder, item: &Item<'_>) -> Option<String> {
     let text = string(decoder, item)?;

@@ -4,6 +4,7 @@
 
 mod decode;
 pub mod diagnostics;
+pub mod kubeconfig;
 pub mod node;
 mod profile;
 pub mod render;

@@ -79,6 +79,9 @@ pub struct Node {
     pub architecture: Architecture,
     /// Address with prefix length on the node network, `10.0.2.15/24`.
     pub address: IpNet,
+    /// Address of the other IP family, with prefix length, in a cluster of two families.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secondary_address: Option<IpNet>,
     /// MAC address of the interface that carries `address`, lower case; `None`: the only Ethernet interface.
     pub mac: Option<String>,
     /// Name of that interface; masters behind keepalived have one.
@@ -102,6 +105,9 @@ pub struct Peer {
     pub name: String,
     /// Address on the node network.
     pub address: IpAddr,
+    /// Address of the other IP family, in a cluster of two families.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secondary_address: Option<IpAddr>,
     /// Its roles.
     pub roles: BTreeSet<Role>,
     /// Its share of the pod network (bridge plugin).
@@ -164,6 +170,29 @@ pub struct Kubernetes {
     pub dns: ClusterDns,
     /// How long kubeadm waits for the control plane, in seconds.
     pub control_plane_timeout_seconds: u32,
+    /// What the cluster file adds to the command lines.
+    #[serde(default, skip_serializing_if = "ExtraArgs::is_empty")]
+    pub extra_args: ExtraArgs,
+}
+
+/// Further arguments by component, without leading dashes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExtraArgs {
+    /// kube-apiserver's.
+    pub apiserver: BTreeMap<String, String>,
+    /// kube-controller-manager's.
+    pub controller_manager: BTreeMap<String, String>,
+    /// kube-scheduler's.
+    pub scheduler: BTreeMap<String, String>,
+    /// kubelet's.
+    pub kubelet: BTreeMap<String, String>,
+}
+
+impl ExtraArgs {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// kube-proxy mode.
@@ -227,10 +256,33 @@ pub enum LoadBalancer {
         port: u16,
         /// VRRP virtual router id.
         vrid: u8,
+        /// How often haproxy and keepalived ask whether the API servers serve, in seconds.
+        check_interval_seconds: u32,
     },
 }
 
+impl Node {
+    /// The address, and in a cluster of two IP families that of the other one.
+    pub fn addresses(&self) -> impl Iterator<Item = IpNet> {
+        std::iter::once(self.address).chain(self.secondary_address)
+    }
+}
+
+impl Peer {
+    /// The address, and in a cluster of two IP families that of the other one.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        std::iter::once(self.address).chain(self.secondary_address)
+    }
+}
+
 impl NodeProfile {
+    /// Whether this node may join a cluster that another node has begun: every worker and master, as who begins is not known
+    /// before they boot. Only the sole master of a cluster has nothing to join.
+    pub fn joins(&self) -> bool {
+        let masters = self.peers.iter().filter(|peer| peer.roles.contains(&Role::Master)).count();
+        if self.has(Role::Master) { masters > 1 } else { self.has(Role::Worker) }
+    }
+
     /// Whether this node has `role`.
     pub fn has(&self, role: Role) -> bool {
         self.node.roles.contains(&role)

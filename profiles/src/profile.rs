@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::node::{
-    ClusterIdentity, Containerd, Etcd, Kubernetes, LoadBalancer, Network, NetworkPlugin, Node, NodeProfile, Peer, Role,
-    SCHEMA,
+    ClusterIdentity, Containerd, Etcd, ExtraArgs, Kubernetes, LoadBalancer, Network, NetworkPlugin, Node, NodeProfile,
+    Peer, Role, SCHEMA,
 };
 use crate::schema::{Cluster, LoadBalancerSection, UnknownNode};
 use crate::validate_network::share_prefix;
@@ -19,6 +19,7 @@ impl Cluster {
         let peers = self.node.iter().enumerate().map(|(index, node)| Peer {
             name: node.name.clone(),
             address: node.address,
+            secondary_address: node.secondary_address,
             roles: node.roles.clone(),
             pod_subnet: self.pod_share(index),
         });
@@ -31,6 +32,10 @@ impl Cluster {
                 roles: own.roles.clone(),
                 architecture: self.os.architecture,
                 address: with_prefix(own.address, &self.network.node_subnet),
+                secondary_address: own
+                    .secondary_address
+                    .zip(self.network.secondary_node_subnet)
+                    .map(|(address, subnet)| with_prefix(address, &subnet)),
                 mac: own.mac.clone(),
                 interface: own.interface.clone(),
                 pod_subnet: self.pod_share(index),
@@ -59,6 +64,12 @@ impl Cluster {
                 dns: self.kubernetes.dns,
                 control_plane_timeout_seconds: u32::try_from(self.kubernetes.control_plane_timeout.as_secs())
                     .unwrap_or(u32::MAX),
+                extra_args: ExtraArgs {
+                    apiserver: self.kubernetes.apiserver_extra_args.clone(),
+                    controller_manager: self.kubernetes.controller_manager_extra_args.clone(),
+                    scheduler: self.kubernetes.scheduler_extra_args.clone(),
+                    kubelet: self.kubernetes.kubelet_extra_args.clone(),
+                },
             },
             etcd: Etcd {
                 heartbeat_ms: u32::try_from(self.etcd.heartbeat.as_millis()).unwrap_or(u32::MAX),
@@ -69,10 +80,11 @@ impl Cluster {
             load_balancer: match &self.load_balancer {
                 LoadBalancerSection::None => LoadBalancer::None,
                 LoadBalancerSection::External { endpoint } => LoadBalancer::External { endpoint: endpoint.clone() },
-                LoadBalancerSection::Keepalived { vip, port, vrid } => LoadBalancer::Keepalived {
+                LoadBalancerSection::Keepalived { vip, port, vrid, check_interval } => LoadBalancer::Keepalived {
                     vip: *vip,
                     port: *port,
                     vrid: vrid.unwrap_or_else(|| derived_vrid(cluster_id)),
+                    check_interval_seconds: u32::try_from(check_interval.as_secs()).unwrap_or(u32::MAX),
                 },
             },
         })

@@ -54,6 +54,9 @@ pub struct Cluster {
 pub struct ClusterSection {
     /// Required. A DNS label: a-z, 0-9 and `-`.
     pub name: String,
+    /// Optional, default `"7d"`. How long the credential that a node joins with is valid, from the making of its seed;
+    /// 1h to 365d. A node that is switched on later needs a new seed.
+    pub join_validity: Duration,
 }
 
 /// Kubernetes.
@@ -67,7 +70,8 @@ pub struct KubernetesSection {
     pub image_repository: String,
     /// Required. Full reference of the sandbox image: `"k8s.gcr.io/pause:3.2"`.
     pub pause_image: String,
-    /// Optional, default `"iptables"`. kube-proxy mode: `"iptables"`, `"ipvs"`, or `"nftables"` (1.31 and later).
+    /// Optional, default `"iptables"`. kube-proxy mode: `"iptables"`, `"ipvs"` (deprecated in 1.35), or `"nftables"` (1.31
+    /// and later).
     pub proxy_mode: ProxyMode,
     /// Optional, default `"coredns"`. Cluster DNS: `"coredns"` or `"none"`.
     pub dns: ClusterDns,
@@ -78,6 +82,14 @@ pub struct KubernetesSection {
     pub cert_sans: Vec<String>,
     /// Optional, default `"4m"`. How long kubeadm waits for the control plane; raise it for slow or emulated machines.
     pub control_plane_timeout: Duration,
+    /// Optional, default none. Further arguments of kube-apiserver: `{ "event-ttl" = "2h" }`.
+    pub apiserver_extra_args: BTreeMap<String, String>,
+    /// Optional, default none. Further arguments of kube-controller-manager.
+    pub controller_manager_extra_args: BTreeMap<String, String>,
+    /// Optional, default none. Further arguments of kube-scheduler.
+    pub scheduler_extra_args: BTreeMap<String, String>,
+    /// Optional, default none. Further arguments of kubelet, on every node.
+    pub kubelet_extra_args: BTreeMap<String, String>,
 }
 
 /// The container runtime.
@@ -85,7 +97,7 @@ pub struct KubernetesSection {
 /// TOML: `[containerd]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct ContainerdSection {
-    /// Required. Version, or its beginning, of the packaged containerd: `"1.6"`. Decides the format of its
+    /// Required. Version, or its beginning, of the packaged or compiled containerd: `"1.6"`. Decides the format of its
     /// configuration; the build fails when the package is another.
     pub version: Version,
 }
@@ -97,19 +109,25 @@ pub struct ContainerdSection {
 pub struct NetworkSection {
     /// Required. The subnet all nodes are in: `"10.0.2.0/24"`.
     pub node_subnet: IpNet,
+    /// Optional, default none. Subnet of the other IP family that all nodes are in as well; needed when pods and services
+    /// have two families.
+    pub secondary_node_subnet: Option<IpNet>,
     /// Optional, default none. Default gateway, inside `node_subnet`.
     pub gateway: Option<IpAddr>,
-    /// Optional, default none. DNS servers of the room.
+    /// Optional, default none. DNS servers of the room. Without any, CoreDNS knows the cluster's own names and answers at
+    /// once that there are no others; where servers are added later, it keeps doing so until its ConfigMap gets a `forward`.
     pub dns_servers: Vec<IpAddr>,
     /// Optional, default none. NTP servers of the room, names or addresses.
     pub ntp_servers: Vec<String>,
-    /// Required. Pod networks, one per IP family: `["10.200.0.0/16"]`. Each node gets a /24 (IPv6: a /64) of it.
+    /// Required. Pod networks, one per IP family: `["10.200.0.0/16"]`, that of `node_subnet` first. Each node gets a /24
+    /// (IPv6: a /64) of it. The plugin `bridge` serves one family.
     pub pod_subnets: Vec<IpNet>,
     /// Required. Service networks, one per IP family: `["10.201.0.0/16"]`.
     pub service_subnets: Vec<IpNet>,
     /// Optional, default `"cluster.local"`. DNS domain of the cluster.
     pub dns_domain: String,
-    /// Required. Pod network: `"bridge"` (no images needed), `"calico"`, or `"manifest"` (you bring your own).
+    /// Required. Pod network: `"bridge"` (no images needed, but the package `nftables`), `"calico"`, or `"manifest"` (you
+    /// bring your own).
     pub plugin: NetworkPlugin,
     /// Optional, default the kernel's. MTU of pod interfaces.
     pub mtu: Option<u32>,
@@ -140,7 +158,8 @@ pub enum LoadBalancerSection {
         /// Required. Where it listens: `"10.0.0.5:6443"` or `"api.example.org:6443"`.
         endpoint: String,
     },
-    /// `kind = "keepalived"`: haproxy and keepalived on the masters.
+    /// `kind = "keepalived"`: haproxy and keepalived on the masters; `[os] packages` must have `haproxy`, `keepalived` and
+    /// `curl`.
     Keepalived {
         /// Required. The virtual address, inside `node_subnet`, of no node.
         vip: IpAddr,
@@ -149,6 +168,9 @@ pub enum LoadBalancerSection {
         /// Optional, default derived from the cluster's id. VRRP virtual router id, 1 to 255, unique in the layer-2
         /// segment.
         vrid: Option<u8>,
+        /// Optional, default `"2s"`. How often haproxy and keepalived ask whether the API servers serve; 1s to 60s. Raise
+        /// it for slow or emulated machines.
+        check_interval: Duration,
     },
 }
 
@@ -167,17 +189,20 @@ pub struct DiskSection {
     pub payload_size: u64,
 }
 
-/// The read-only root, made from packages.
+/// The read-only root, made from packages or from a vendor's root filesystem.
 ///
 /// TOML: `[os]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct OsSection {
-    /// Required. `"debian"`; decides which rootfs overlays apply.
+    /// Required. `"debian"` or `"kylin"`; decides which rootfs overlays apply.
     pub distribution: Distribution,
     /// Required. `"amd64"` or `"loong64"`.
     pub architecture: Architecture,
-    /// Required. Packages of the root, from the `deb` inputs; what they depend on comes by itself.
+    /// Optional, default none. Packages of the root, from the first `deb` input; what they depend on comes by itself. Without
+    /// any, an input of kind `rootfs` must bring the root.
     pub packages: Vec<String>,
+    /// Optional, default none. Binaries of the `source` inputs that go to /usr/bin. With `"containerd"`, its unit comes too.
+    pub binaries: Vec<String>,
     /// Optional, default none. Links that update-alternatives would make: `"/usr/sbin/iptables" = "/usr/sbin/iptables-nft"`.
     pub alternatives: BTreeMap<String, String>,
     /// Optional, default none. Appended to the kernel command line.
@@ -189,6 +214,8 @@ pub struct OsSection {
 pub enum Distribution {
     /// Debian.
     Debian,
+    /// Kylin Server.
+    Kylin,
 }
 
 /// What lies at /opt/imgbuild besides the images.
@@ -214,6 +241,10 @@ pub enum Input {
     Source(SourceInput),
     /// `kind = "file"`: a file beside the cluster file.
     File(FileInput),
+    /// `kind = "rootfs"`: a vendor's root filesystem, beside the cluster file.
+    Rootfs(RootfsInput),
+    /// `kind = "image-archive"`: container images in an archive beside the cluster file.
+    ImageArchive(ImageArchiveInput),
 }
 
 /// A Debian archive.
@@ -227,6 +258,9 @@ pub struct DebInput {
     pub suites: Vec<String>,
     /// Optional, default `["main"]`. Archive components.
     pub components: Vec<String>,
+    /// Optional, default `true`. Whether a suite past the date in its Release file is refused. `false` for frozen
+    /// snapshots, and for a suite whose archive does not renew it every week.
+    pub check_valid_until: bool,
 }
 
 /// Programs compiled from a distribution's source package.
@@ -242,8 +276,8 @@ pub struct SourceInput {
     pub package: String,
     /// Required. What the package's upstream version begins with: `"1.20.2"`.
     pub version: String,
-    /// Required. How it is compiled, by the name of a recipe built into imgbuild; the recipe brings its toolchain:
-    /// `"kubernetes-1.20"`.
+    /// Required. How it is compiled, by the name of a recipe built into imgbuild: `"kubernetes-1.20"` or
+    /// `"containerd-1.6"`. The recipe brings its toolchain, from the `deb` input that has the suite.
     pub recipe: String,
 }
 
@@ -256,12 +290,37 @@ pub struct FileInput {
     pub name: String,
     /// Required. Path, relative to the cluster file.
     pub path: String,
-    /// Required. SHA-256 of its content, 64 hex digits.
-    pub sha256: String,
+    /// Optional, default what the lock says. SHA-256 of its content, 64 hex digits.
+    pub sha256: Option<String>,
     /// Required. Absolute path on the node. Below /opt/imgbuild it becomes part of the payload, elsewhere of the root.
     pub to: String,
     /// Optional, default `"0644"`. Mode, in octal.
     pub mode: u32,
+}
+
+/// A vendor's root filesystem, which packages are laid over. This version validates and renders a cluster file that has
+/// one, but cannot build it yet.
+///
+/// TOML: `[[input]]` with `kind = "rootfs"`
+#[derive(Debug, Clone, PartialEq)]
+pub struct RootfsInput {
+    /// Required. Name of the input, unique.
+    pub name: String,
+    /// Required. Path, relative to the cluster file, of a `.tar` or `.tar.zst` that has `/` as its root.
+    pub path: String,
+}
+
+/// Container images in an archive. This version validates and renders a cluster file that has one, but cannot build it
+/// yet.
+///
+/// TOML: `[[input]]` with `kind = "image-archive"`
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImageArchiveInput {
+    /// Required. Name of the input, unique.
+    pub name: String,
+    /// Required. Path, relative to the cluster file, of a `.tar` or `.tar.zst` as `docker save` writes it, or with an OCI
+    /// layout in it; it may hold many images.
+    pub path: String,
 }
 
 /// A container image assembled by imgbuild.
@@ -296,7 +355,10 @@ pub struct NodeSection {
     pub roles: BTreeSet<Role>,
     /// Required. Address inside `node_subnet`, without prefix length.
     pub address: IpAddr,
-    /// Optional, default the only Ethernet interface. MAC address of the interface: `"52:54:00:12:34:56"`.
+    /// Optional, default none. Address inside `secondary_node_subnet`; required where that is given.
+    pub secondary_address: Option<IpAddr>,
+    /// Optional, default the only Ethernet interface. MAC address of the interface: `"52:54:00:12:34:56"`. A machine with
+    /// several network cards needs it, or `interface`, and refuses to start without.
     pub mac: Option<String>,
     /// Optional, default found by `mac`. Name of the interface; masters need it with `kind = "keepalived"`.
     pub interface: Option<String>,
@@ -325,6 +387,8 @@ impl Input {
             Self::Deb(input) => &input.name,
             Self::Source(input) => &input.name,
             Self::File(input) => &input.name,
+            Self::Rootfs(input) => &input.name,
+            Self::ImageArchive(input) => &input.name,
         }
     }
 }
@@ -360,5 +424,15 @@ impl Cluster {
     /// The files, in the file's order.
     pub fn files(&self) -> impl Iterator<Item = &FileInput> {
         self.input.iter().filter_map(|input| if let Input::File(file) = input { Some(file) } else { None })
+    }
+
+    /// The vendor's root filesystems, in the file's order; at most one in a valid file.
+    pub fn rootfs(&self) -> impl Iterator<Item = &RootfsInput> {
+        self.input.iter().filter_map(|input| if let Input::Rootfs(rootfs) = input { Some(rootfs) } else { None })
+    }
+
+    /// The archives of container images, in the file's order.
+    pub fn image_archives(&self) -> impl Iterator<Item = &ImageArchiveInput> {
+        self.input.iter().filter_map(|input| if let Input::ImageArchive(images) = input { Some(images) } else { None })
     }
 }

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::decode::{Decoder, Item, Placeholder, Table, array, choice, integer, parsed, string, strings, word};
+use crate::decode::{
+    Decoder, Item, Placeholder, Table, array, boolean, choice, integer, parsed, string, strings, word,
+};
 use crate::schema::{
     Architecture, Cluster, ClusterDns, ClusterSection, ContainerdSection, DebInput, DiskSection, Distribution,
-    EtcdSection, FileInput, Image, Input, KubernetesSection, LoadBalancerSection, NetworkPlugin, NetworkSection,
-    NodeSection, OsSection, PayloadSection, ProxyMode, Role, SourceInput,
+    EtcdSection, FileInput, Image, ImageArchiveInput, Input, KubernetesSection, LoadBalancerSection, NetworkPlugin,
+    NetworkSection, NodeSection, OsSection, PayloadSection, ProxyMode, Role, RootfsInput, SourceInput,
 };
 use crate::version::Version;
 
@@ -23,7 +25,10 @@ const MIB: u64 = 1 << 20;
 pub(crate) fn cluster(t: &mut Table<'_, '_>) -> Cluster {
     Cluster {
         schema: t.required("schema", integer(1..=1)),
-        cluster: t.section("cluster", |t| ClusterSection { name: t.required("name", word) }),
+        cluster: t.section("cluster", |t| ClusterSection {
+            name: t.required("name", word),
+            join_validity: t.with_default("join_validity", Duration::from_secs(7 * 86_400), duration),
+        }),
         kubernetes: t.section("kubernetes", kubernetes),
         containerd: t.section("containerd", |t| ContainerdSection { version: t.required("version", version) }),
         network: t.section("network", network),
@@ -54,6 +59,10 @@ fn kubernetes(t: &mut Table<'_, '_>) -> KubernetesSection {
         apiserver_port: t.with_default("apiserver_port", 6443, integer(1..=65535)),
         cert_sans: t.with_default("cert_sans", vec![], array(word)),
         control_plane_timeout: t.with_default("control_plane_timeout", Duration::from_secs(240), duration),
+        apiserver_extra_args: t.with_default("apiserver_extra_args", BTreeMap::new(), strings),
+        controller_manager_extra_args: t.with_default("controller_manager_extra_args", BTreeMap::new(), strings),
+        scheduler_extra_args: t.with_default("scheduler_extra_args", BTreeMap::new(), strings),
+        kubelet_extra_args: t.with_default("kubelet_extra_args", BTreeMap::new(), strings),
     }
 }
 
@@ -62,6 +71,7 @@ fn network(t: &mut Table<'_, '_>) -> NetworkSection {
         &[("bridge", NetworkPlugin::Bridge), ("calico", NetworkPlugin::Calico), ("manifest", NetworkPlugin::Manifest)];
     NetworkSection {
         node_subnet: t.required("node_subnet", subnet),
+        secondary_node_subnet: t.optional("secondary_node_subnet", subnet),
         gateway: t.optional("gateway", address),
         dns_servers: t.with_default("dns_servers", vec![], array(address)),
         ntp_servers: t.with_default("ntp_servers", vec![], array(word)),
@@ -101,6 +111,7 @@ fn load_balancer(t: &mut Table<'_, '_>) -> LoadBalancerSection {
             vip: t.required("vip", address),
             port: t.with_default("port", 8443, integer(1..=65535)),
             vrid: t.optional("vrid", integer(1..=255)),
+            check_interval: t.with_default("check_interval", Duration::from_secs(2), duration),
         },
     }
 }
@@ -115,35 +126,50 @@ fn disk(t: &mut Table<'_, '_>) -> DiskSection {
 }
 
 fn os(t: &mut Table<'_, '_>) -> OsSection {
-    const DISTRIBUTIONS: &[(&str, Distribution)] = &[("debian", Distribution::Debian)];
+    const DISTRIBUTIONS: &[(&str, Distribution)] = &[("debian", Distribution::Debian), ("kylin", Distribution::Kylin)];
     const ARCHITECTURES: &[(&str, Architecture)] =
         &[("amd64", Architecture::Amd64), ("loong64", Architecture::Loong64)];
     OsSection {
         distribution: t.required("distribution", choice(DISTRIBUTIONS)),
         architecture: t.required("architecture", choice(ARCHITECTURES)),
-        packages: t.required("packages", array(word)),
+        packages: t.with_default("packages", vec![], array(word)),
+        binaries: t.with_default("binaries", vec![], array(word)),
         alternatives: t.with_default("alternatives", BTreeMap::new(), strings),
         kernel_args: t.with_default("kernel_args", vec![], array(word)),
     }
 }
 
 fn input(t: &mut Table<'_, '_>) -> Input {
-    const KINDS: &[(&str, Kind)] = &[("deb", Kind::Deb), ("source", Kind::Source), ("file", Kind::File)];
+    const KINDS: &[(&str, Kind)] = &[
+        ("deb", Kind::Deb),
+        ("source", Kind::Source),
+        ("file", Kind::File),
+        ("rootfs", Kind::Rootfs),
+        ("image-archive", Kind::ImageArchive),
+    ];
     #[derive(Clone, Copy)]
     enum Kind {
         Deb,
         Source,
         File,
+        Rootfs,
+        ImageArchive,
     }
     let Some(kind) = t.required("kind", |d, item| Some(choice(KINDS)(d, item))) else {
         t.abandon();
-        return Input::Deb(DebInput { name: String::new(), suites: vec![], components: vec![] });
+        return Input::Deb(DebInput {
+            name: String::new(),
+            suites: vec![],
+            components: vec![],
+            check_valid_until: true,
+        });
     };
     match kind {
         Kind::Deb => Input::Deb(DebInput {
             name: t.required("name", word),
             suites: t.required("suites", array(word)),
             components: t.with_default("components", vec!["main".to_owned()], array(word)),
+            check_valid_until: t.with_default("check_valid_until", true, boolean),
         }),
         Kind::Source => Input::Source(SourceInput {
             name: t.required("name", word),
@@ -155,10 +181,14 @@ fn input(t: &mut Table<'_, '_>) -> Input {
         Kind::File => Input::File(FileInput {
             name: t.required("name", word),
             path: t.required("path", word),
-            sha256: t.required("sha256", sha256),
+            sha256: t.optional("sha256", sha256),
             to: t.required("to", absolute),
             mode: t.with_default("mode", 0o644, mode),
         }),
+        Kind::Rootfs => Input::Rootfs(RootfsInput { name: t.required("name", word), path: t.required("path", word) }),
+        Kind::ImageArchive => {
+            Input::ImageArchive(ImageArchiveInput { name: t.required("name", word), path: t.required("path", word) })
+        }
     }
 }
 
@@ -180,6 +210,7 @@ fn node(t: &mut Table<'_, '_>) -> NodeSection {
         name: t.required("name", word),
         roles: t.required("roles", |d, item| Some(BTreeSet::from_iter(array(choice(ROLES))(d, item)?))),
         address: t.required("address", address),
+        secondary_address: t.optional("secondary_address", address),
         mac: t.optional("mac", mac),
         interface: t.optional("interface", interface),
         labels: t.with_default("labels", BTreeMap::new(), strings),
@@ -216,8 +247,8 @@ fn subnet(decoder: &mut Decoder, item: &Item<'_>) -> Option<IpNet> {
 }
 
 fn duration(decoder: &mut Decoder, item: &Item<'_>) -> Option<Duration> {
-    quantity(decoder, item, "a duration", "15m", &[("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)])
-        .map(Duration::from_millis)
+    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+    quantity(decoder, item, "a duration", "15m", &units).map(Duration::from_millis)
 }
 
 fn size(decoder: &mut Decoder, item: &Item<'_>) -> Option<u64> {

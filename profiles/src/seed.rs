@@ -99,7 +99,7 @@ struct Ethernet {
     r#match: Match,
     dhcp4: bool,
     dhcp6: bool,
-    addresses: [String; 1],
+    addresses: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     routes: Vec<Route>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -165,7 +165,7 @@ impl Seed {
             },
             dhcp4: false,
             dhcp6: false,
-            addresses: [node.address.to_string()],
+            addresses: node.addresses().map(|address| address.to_string()).collect(),
             routes: network
                 .gateway
                 .iter()

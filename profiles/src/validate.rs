@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::time::Duration;
 
 use crate::decode::Decoder;
-use crate::schema::{Cluster, DiskSection, LoadBalancerSection, ProxyMode, Role};
+use crate::schema::{Cluster, DiskSection, Input, LoadBalancerSection, NetworkPlugin, ProxyMode, Role};
 use crate::sections::{is_clean_path, is_dns_name};
 use crate::text;
 use crate::validate_network;
@@ -14,6 +15,7 @@ use crate::version::KUBERNETES_MINORS;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
+const HOUR: u64 = 3600;
 /// Alignment, both partition tables, and the CIDATA partition.
 const DISK_OVERHEAD: u64 = 32 * MIB;
 /// What the data partition needs to hold the images and etcd's database at all.
@@ -23,6 +25,7 @@ const LEAST_DATA: u64 = 2 * GIB;
 pub(crate) fn cluster(c: &Cluster, d: &mut Decoder) {
     names(c, d);
     kubernetes(c, d);
+    extra_args(c, d);
     etcd(c, d);
     roles(c, d);
     disk(c, d);
@@ -39,8 +42,18 @@ fn names(c: &Cluster, d: &mut Decoder) {
         let what = format!("the cluster name \"{name}\" is not a DNS label");
         d.report(&["cluster.name"], what, "", "use a-z, 0-9 and `-`, at most 63 of them");
     }
+    if !(Duration::from_secs(HOUR)..=Duration::from_secs(365 * 24 * HOUR)).contains(&c.cluster.join_validity) {
+        d.report(
+            &["cluster.join_validity"],
+            "the credential of joining nodes is valid for less than an hour or for more than a year",
+            "it must outlive the time from building an image to switching its machine on, and no longer",
+            "choose \"1h\" to \"365d\"",
+        );
+    }
     duplicates(d, "node", "name", "nodes", c.node.iter().map(|node| Some(&node.name)));
     duplicates(d, "node", "address", "nodes", c.node.iter().map(|node| Some(node.address)));
+    let secondaries = c.node.iter().map(|node| node.secondary_address);
+    duplicates(d, "node", "secondary_address", "nodes", secondaries);
     duplicates(d, "node", "mac", "nodes", c.node.iter().map(|node| node.mac.as_ref()));
     duplicates(d, "input", "name", "inputs", c.input.iter().map(|input| Some(input.name())));
     duplicates(d, "image", "reference", "images", c.image.iter().map(|image| Some(&image.reference)));
@@ -61,7 +74,11 @@ fn duplicates<T: Ord + Display>(
             None => drop(first.insert(value, index)),
             Some(earlier) => {
                 let (here, there) = (format!("{table}[{index}].{key}"), format!("{table}[{earlier}].{key}"));
-                let name = if key == "mac" { "MAC address" } else { key };
+                let name = match key {
+                    "mac" => "MAC address",
+                    "secondary_address" => "secondary address",
+                    key => key,
+                };
                 let what = format!("two {things} have the {name} {value}");
                 d.report(&[&here, &there], what, format!("`{there}` has it already"), "give each its own");
             }
@@ -126,7 +143,7 @@ fn kubernetes(c: &Cluster, d: &mut Decoder) {
         );
     }
     for (index, source) in c.input.iter().enumerate() {
-        let crate::schema::Input::Source(source) = source else { continue };
+        let Input::Source(source) = source else { continue };
         if source.package == "kubernetes" && source.version != version.to_string() {
             d.report(
                 &[&format!("input[{index}].version"), "kubernetes.version"],
@@ -134,6 +151,62 @@ fn kubernetes(c: &Cluster, d: &mut Decoder) {
                 "kubeadm, kubelet, kubectl and the control plane must be one version",
                 format!("write \"{version}\" in both places, or change both"),
             );
+        }
+    }
+}
+
+/// Arguments that the rendering sets itself: another value would break what depends on them.
+const OUR_ARGS: &[&str] = &[
+    "allocate-node-cidrs",
+    "advertise-address",
+    "bootstrap-kubeconfig",
+    "cluster-cidr",
+    "config",
+    "container-runtime",
+    "container-runtime-endpoint",
+    "etcd-servers",
+    "flex-volume-plugin-dir",
+    "hostname-override",
+    "kubeconfig",
+    "node-ip",
+    "node-labels",
+    "pod-infra-container-image",
+    "secure-port",
+    "service-cluster-ip-range",
+    "volume-plugin-dir",
+];
+
+fn extra_args(c: &Cluster, d: &mut Decoder) {
+    let k = &c.kubernetes;
+    let components = [
+        ("apiserver_extra_args", &k.apiserver_extra_args),
+        ("controller_manager_extra_args", &k.controller_manager_extra_args),
+        ("scheduler_extra_args", &k.scheduler_extra_args),
+        ("kubelet_extra_args", &k.kubelet_extra_args),
+    ];
+    for (table, args) in components {
+        for (name, value) in args {
+            let key = format!("kubernetes.{table}.{name}");
+            let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            if name.is_empty() || name.starts_with('-') || !name.chars().all(letters) {
+                let what = format!("`{name}` is not the name of an argument");
+                d.report(&[&key], what, "", "write it without leading dashes: \"event-ttl\" = \"2h\"");
+            } else if OUR_ARGS.contains(&name.as_str()) {
+                let what = format!("--{name} is set by imgbuild");
+                d.report(&[&key], what, "other parts of the node depend on its value", "leave it out");
+            }
+            // kubeadm writes kubelet's into one line of a file that systemd splits at blanks.
+            if value.contains(|c: char| {
+                c.is_control() || c == '"' || c == '\\' || (c == ' ' && table.starts_with("kubelet"))
+            }) {
+                let what = format!("the value of --{name} has characters that would not survive");
+                d.report(
+                    &[&key],
+                    what,
+                    "it becomes part of a command line",
+                    "leave out quotes, blanks and backslashes",
+                );
+            }
         }
     }
 }
@@ -249,17 +322,19 @@ fn disk(c: &Cluster, d: &mut Decoder) {
 
 fn inputs(c: &Cluster, d: &mut Decoder) {
     let suites: Vec<&str> = c.debs().flat_map(|deb| deb.suites.iter().map(String::as_str)).collect();
-    if suites.is_empty() {
+    let wants_packages =
+        !c.os.packages.is_empty() || !c.payload.packages.is_empty() || c.image.iter().any(|i| !i.packages.is_empty());
+    if suites.is_empty() && wants_packages {
         d.report(
-            &["input"],
+            &["input", "os.packages", "payload.packages", "image"],
             "no input of kind \"deb\" has a suite",
-            "the packages of the root come from one",
+            "packages come from one",
             "add `[[input]]` with `kind = \"deb\"` and `suites`",
         );
     }
     for (index, input) in c.input.iter().enumerate() {
         match input {
-            crate::schema::Input::Deb(deb) => {
+            Input::Deb(deb) => {
                 for (key, values) in [("suites", &deb.suites), ("components", &deb.components)] {
                     let bad = |value: &&String| {
                         value.starts_with(['/', '.']) || value.contains(['\\', ' ']) || value.contains("..")
@@ -270,7 +345,7 @@ fn inputs(c: &Cluster, d: &mut Decoder) {
                     }
                 }
             }
-            crate::schema::Input::Source(source) => {
+            Input::Source(source) => {
                 if !suites.contains(&source.suite.as_str()) {
                     let what = format!("no input of kind \"deb\" has the suite \"{}\"", source.suite);
                     let why = "the toolchain that compiles a source comes from the suite of the source";
@@ -282,13 +357,34 @@ fn inputs(c: &Cluster, d: &mut Decoder) {
                     );
                 }
             }
-            crate::schema::Input::File(file) => {
-                if file.path.starts_with('/') || file.path.split('/').any(|part| part == "..") {
-                    let what = format!("\"{}\" leads out of the directory of the cluster file", file.path);
-                    d.report(&[&format!("input[{index}].path")], what, "a cluster must be whole in one directory", "");
+            Input::File(file) => inside_directory(d, index, &file.path),
+            Input::Rootfs(rootfs) => {
+                inside_directory(d, index, &rootfs.path);
+                archive(d, index, &rootfs.path);
+                if c.rootfs().next().is_some_and(|first| first.name != rootfs.name) {
+                    let what = "two inputs are root filesystems";
+                    d.report(&[&format!("input[{index}].kind")], what, "there is one root", "keep one of them");
                 }
             }
+            Input::ImageArchive(images) => {
+                inside_directory(d, index, &images.path);
+                archive(d, index, &images.path);
+            }
         }
+    }
+}
+
+fn inside_directory(d: &mut Decoder, index: usize, path: &str) {
+    if path.starts_with('/') || path.split('/').any(|part| part == "..") {
+        let what = format!("\"{path}\" leads out of the directory of the cluster file");
+        d.report(&[&format!("input[{index}].path")], what, "a cluster must be whole in one directory", "");
+    }
+}
+
+fn archive(d: &mut Decoder, index: usize, path: &str) {
+    if !path.ends_with(".tar") && !path.ends_with(".tar.zst") {
+        let what = format!("\"{path}\" is neither a .tar nor a .tar.zst");
+        d.report(&[&format!("input[{index}].path")], what, "", "pack it as one of these");
     }
 }
 
@@ -300,6 +396,10 @@ fn images(c: &Cluster, d: &mut Decoder) {
     if !c.payload.binaries.is_empty() && !has_source {
         let what = "the payload names binaries, but there is no input of kind \"source\"";
         d.report(&["payload.binaries", "input"], what, "", "add one, or drop the binaries");
+    }
+    if !c.os.binaries.is_empty() && !has_source {
+        let what = "the root names binaries, but there is no input of kind \"source\"";
+        d.report(&["os.binaries", "input"], what, "", "add one, or drop the binaries");
     }
     for (index, image) in c.image.iter().enumerate() {
         let key = |name: &str| format!("image[{index}].{name}");
@@ -345,6 +445,16 @@ fn tagless(reference: &str) -> &str {
 }
 
 fn os(c: &Cluster, d: &mut Decoder) {
+    if c.os.packages.is_empty() && c.rootfs().next().is_none() {
+        d.report(
+            &["os.packages", "input"],
+            "nothing says what the root is made of",
+            "it has no packages, and there is no input of kind \"rootfs\"",
+            "list its packages in `[os] packages`, or add a root filesystem as `[[input]]`",
+        );
+    } else {
+        packages(c, d);
+    }
     links(d, "os.alternatives", &c.os.alternatives);
     for (index, argument) in c.os.kernel_args.iter().enumerate() {
         let key = format!("os.kernel_args[{index}]");
@@ -361,6 +471,38 @@ fn os(c: &Cluster, d: &mut Decoder) {
                 format!("the kernel argument \"{argument}\" has a blank or a quote in it"),
                 "",
                 "write one argument in each string",
+            );
+        }
+    }
+}
+
+/// Packages that what the file asks for cannot do without, and that nothing else pulls in.
+fn packages(c: &Cluster, d: &mut Decoder) {
+    // What a vendor's root filesystem has in it, nobody knows here.
+    if c.rootfs().next().is_some() {
+        return;
+    }
+    let mut needs: Vec<(&[&str], &str, &str)> = Vec::new();
+    if matches!(c.load_balancer, LoadBalancerSection::Keepalived { .. }) {
+        needs.push((
+            &["haproxy", "keepalived", "curl"],
+            "load_balancer.kind",
+            "the masters run haproxy, and keepalived, whose check is a call of curl",
+        ));
+    }
+    if c.network.plugin == NetworkPlugin::Bridge {
+        needs.push((&["nftables"], "network.plugin", "pods reach what lies outside the cluster by rules of nft"));
+    }
+    for (wanted, reason, why) in needs {
+        let missing: Vec<&str> =
+            wanted.iter().filter(|name| c.os.packages.iter().all(|other| other != **name)).copied().collect();
+        if !missing.is_empty() {
+            let names: Vec<String> = missing.iter().map(|name| format!("\"{name}\"")).collect();
+            d.report(
+                &["os.packages", reason],
+                format!("`[os] packages` lacks {}", text::list(&missing)),
+                why,
+                format!("add to the list: {},", names.join(", ")),
             );
         }
     }

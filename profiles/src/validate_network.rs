@@ -10,10 +10,12 @@ use crate::schema::{Cluster, LoadBalancerSection, NetworkPlugin, Role};
 use crate::sections::is_dns_name;
 
 const SUBNET: &str = "network.node_subnet";
+const SECONDARY: &str = "network.secondary_node_subnet";
 
 /// Runs every check of addresses.
 pub(crate) fn cluster(c: &Cluster, d: &mut Decoder) {
     subnets(c, d);
+    families(c, d);
     pods(c, d);
     servers(c, d);
     addresses(c, d);
@@ -27,10 +29,14 @@ fn all_subnets(c: &Cluster) -> Vec<(String, &'static str, IpNet)> {
         nets.iter().enumerate().map(|(i, net)| (format!("network.{name}[{i}]"), what, *net)).collect()
     };
     let mut all = vec![(SUBNET.to_owned(), "node", c.network.node_subnet)];
+    all.extend(c.network.secondary_node_subnet.map(|net| (SECONDARY.to_owned(), "secondary node", net)));
     all.extend(list("pod_subnets", "pod", &c.network.pod_subnets));
     all.extend(list("service_subnets", "service", &c.network.service_subnets));
     all
 }
+
+/// kubeadm's and kube-controller-manager's limit: the difference of the two prefix lengths.
+const MOST_SHARE_BITS: u8 = 16;
 
 fn subnets(c: &Cluster, d: &mut Decoder) {
     let all = all_subnets(c);
@@ -72,6 +78,10 @@ fn subnets(c: &Cluster, d: &mut Decoder) {
             );
         }
     }
+    service_sizes(c, d);
+}
+
+fn service_sizes(c: &Cluster, d: &mut Decoder) {
     for (index, net) in c.network.service_subnets.iter().enumerate() {
         let key = format!("network.service_subnets[{index}]");
         let host_bits = net.max_prefix_len() - net.prefix_len();
@@ -94,6 +104,42 @@ fn subnets(c: &Cluster, d: &mut Decoder) {
     }
 }
 
+/// Pods, services and nodes are of the same IP families, in the same order.
+fn families(c: &Cluster, d: &mut Decoder) {
+    let network = &c.network;
+    let (pods, services) = (network.pod_subnets.len(), network.service_subnets.len());
+    if pods != services {
+        d.report(
+            &["network.service_subnets", "network.pod_subnets"],
+            "pods and services do not have the same IP families",
+            "a service of a family that no pod has leads nowhere",
+            "give both one subnet, or both one of each family",
+        );
+    }
+    let dual = pods > 1 || services > 1;
+    match network.secondary_node_subnet {
+        None if dual => d.report(
+            &[SECONDARY, "network.pod_subnets", "network.service_subnets"],
+            "pods or services have two IP families, but the nodes have one",
+            "kubelet gives pods the families that its node has addresses of",
+            "add `secondary_node_subnet` to `[network]`, and `secondary_address` to every node",
+        ),
+        Some(_) if !dual => d.report(
+            &[SECONDARY, "network.pod_subnets", "network.service_subnets"],
+            "the nodes have two IP families, but pods and services have one",
+            "nothing would use the second",
+            "drop it with the nodes' `secondary_address`, or give pods and services two subnets each",
+        ),
+        Some(subnet) if is_v6(subnet.addr()) == is_v6(network.node_subnet.addr()) => d.report(
+            &[SECONDARY, SUBNET],
+            format!("the secondary node subnet {subnet} is of the same IP family as the node subnet"),
+            "it is there for the other family",
+            "give one of the other family, or drop it",
+        ),
+        _ => {}
+    }
+}
+
 /// Prefix length of a node's share of a pod subnet; kube-controller-manager's default too.
 pub(crate) fn share_prefix(net: &IpNet) -> u8 {
     if is_v6(net.addr()) { 64 } else { 24 }
@@ -112,10 +158,23 @@ fn pods(c: &Cluster, d: &mut Decoder) {
                 "use a larger one",
             );
         }
+        // With `bridge` kubeadm shares out nothing, and so has no opinion.
+        if c.network.plugin != NetworkPlugin::Bridge && shares.is_some_and(|shares| shares > 1 << MOST_SHARE_BITS) {
+            d.report(
+                &[&format!("network.pod_subnets[{index}]"), "network.plugin"],
+                format!("the pod subnet {net} is too large"),
+                format!("kubeadm refuses one of more than {} shares", 1u32 << MOST_SHARE_BITS),
+                format!("use /{} or less", share - MOST_SHARE_BITS),
+            );
+        }
     }
     if c.network.plugin == NetworkPlugin::Bridge && c.network.pod_subnets.len() > 1 {
-        let what = "the plugin \"bridge\" serves a single pod subnet";
-        d.report(&["network.pod_subnets", "network.plugin"], what, "", "give one, or choose another plugin");
+        d.report(
+            &["network.pod_subnets", "network.plugin"],
+            "the plugin \"bridge\" serves a single pod subnet",
+            "it is for small clusters: one static route from node to node",
+            "give one, or choose another plugin",
+        );
     }
 }
 
@@ -129,7 +188,8 @@ fn servers(c: &Cluster, d: &mut Decoder) {
             let why = "pods use this server too, from their own network";
             d.report(&[&key], format!("the DNS server {server} is {reason}"), why, "name a server of the room");
         }
-        for (subnet_key, what, net) in all_subnets(c).into_iter().skip(1).filter(|(_, _, net)| net.contains(server)) {
+        let inside = |(_, what, net): &(String, &str, IpNet)| ["pod", "service"].contains(what) && net.contains(server);
+        for (subnet_key, what, net) in all_subnets(c).into_iter().filter(inside) {
             d.report(
                 &[&key, &subnet_key],
                 format!("the DNS server {server} lies in the {what} subnet {net}"),
@@ -157,6 +217,7 @@ fn addresses(c: &Cluster, d: &mut Decoder) {
     for (index, node) in c.node.iter().enumerate() {
         let key = format!("node[{index}].address");
         inside(d, &key, &format!("the address of node `{}`", node.name), node.address, c);
+        secondary(d, index, c);
         if c.network.gateway == Some(node.address) {
             let what = format!("node `{}` has the address of the gateway, {}", node.name, node.address);
             d.report(&[&key, "network.gateway"], what, "", "give each its own");
@@ -164,15 +225,41 @@ fn addresses(c: &Cluster, d: &mut Decoder) {
     }
 }
 
+fn secondary(d: &mut Decoder, index: usize, c: &Cluster) {
+    let (node, key) = (&c.node[index], format!("node[{index}].secondary_address"));
+    match (node.secondary_address, c.network.secondary_node_subnet) {
+        (None, None) => {}
+        (Some(address), Some(net)) => {
+            let what = format!("the secondary address of node `{}`", node.name);
+            inside_net(d, &key, &what, address, (SECONDARY, net));
+        }
+        (None, Some(net)) => d.report(
+            &[&key, SECONDARY],
+            format!("node `{}` has no `secondary_address`", node.name),
+            "in a cluster of two IP families every node has an address of each",
+            format!("give it one in {net}"),
+        ),
+        (Some(_), None) => d.report(
+            &[&key, SECONDARY],
+            format!("node `{}` has a `secondary_address`, but there is no subnet for it", node.name),
+            "the prefix length comes from the subnet",
+            "add `secondary_node_subnet` to `[network]`, or drop the address",
+        ),
+    }
+}
+
 /// Reports an address that no machine on the node network can have.
 fn inside(d: &mut Decoder, key: &str, what: &str, address: IpAddr, c: &Cluster) {
-    let net = c.network.node_subnet;
+    inside_net(d, key, what, address, (SUBNET, c.network.node_subnet));
+}
+
+fn inside_net(d: &mut Decoder, key: &str, what: &str, address: IpAddr, (subnet, net): (&str, IpNet)) {
     if let Some(reason) = unusable(address) {
         d.report(&[key], format!("{what}, {address}, is {reason}"), "", format!("choose one in {net}"));
     } else if !net.contains(&address) {
         let why = "nodes reach it directly or not at all";
         d.report(
-            &[key, SUBNET],
+            &[key, subnet],
             format!("{what}, {address}, is outside the node subnet {net}"),
             why,
             format!("choose one in {net}"),
@@ -181,12 +268,20 @@ fn inside(d: &mut Decoder, key: &str, what: &str, address: IpAddr, c: &Cluster) 
         && (address == net.network() || (!is_v6(address) && address == net.broadcast()))
     {
         let what = format!("{what}, {address}, is the first or last address of {net}");
-        d.report(&[key, SUBNET], what, "those mean the network itself and everyone in it", "choose another");
+        d.report(&[key, subnet], what, "those mean the network itself and everyone in it", "choose another");
     }
 }
 
 fn load_balancer(c: &Cluster, d: &mut Decoder) {
-    let LoadBalancerSection::Keepalived { vip, port, .. } = c.load_balancer else { return };
+    let LoadBalancerSection::Keepalived { vip, port, check_interval, .. } = c.load_balancer else { return };
+    if check_interval.subsec_millis() != 0 || !(1..=60).contains(&check_interval.as_secs()) {
+        d.report(
+            &["load_balancer.check_interval"],
+            format!("the check interval {check_interval:?} is not a whole number of seconds from 1 to 60"),
+            "keepalived counts in seconds",
+            "write it like \"2s\"",
+        );
+    }
     inside(d, "load_balancer.vip", "the virtual address", vip, c);
     for (index, node) in c.node.iter().enumerate().filter(|(_, node)| node.address == vip) {
         let what = format!("the virtual address {vip} is the address of node `{}`", node.name);

@@ -8,6 +8,8 @@ use proptest::prelude::*;
 
 const HA: &str = include_str!("clusters/ha.toml");
 const LAB: &str = include_str!("../lab/cluster.toml");
+const KYLIN: &str = include_str!("../kylin-v11-ha/cluster.toml");
+const DUAL: &str = include_str!("clusters/dual-stack.toml");
 
 #[test]
 fn the_lab_is_valid() {
@@ -15,6 +17,21 @@ fn the_lab_is_valid() {
     let profile = lab.node_profile("master-1", "0123456789abcdef0123456789abcdef").unwrap();
     assert_eq!(profile.kubernetes.control_plane_endpoint, "10.0.2.15:6443");
     assert_eq!(profile.node.pod_subnet.unwrap().to_string(), "10.200.0.0/24");
+}
+
+#[test]
+fn further_arguments_are_names_that_imgbuild_does_not_set() {
+    let text = LAB.replacen(
+        "version = \"1.20.2\"\n",
+        "version = \"1.20.2\"\napiserver_extra_args = { \"--event-ttl\" = \"2h\", \"secure-port\" = \"1\" }\n\
+         kubelet_extra_args = { \"v\" = \"2 --config=x\" }\n",
+        1,
+    );
+    let report = Cluster::parse("cluster.toml", &text).unwrap_err().to_string();
+    for said in ["`--event-ttl` is not the name", "--secure-port is set by imgbuild", "the value of --v has characters"]
+    {
+        assert!(report.contains(said), "{report}");
+    }
 }
 
 #[test]
@@ -154,6 +171,91 @@ fn each_check_finds_its_mistake() {
             "no load balancer",
         ),
         ("ha", "mac = \"52:54:00:00:01:40\"\ninterface = \"eth0\"", "", "node[3].interface", "has no `interface`"),
+        (
+            "lab",
+            "name = \"lab\"",
+            "name = \"lab\"\njoin_validity = \"59m\"",
+            "cluster.join_validity",
+            "less than an hour",
+        ),
+        (
+            "lab",
+            "name = \"lab\"",
+            "name = \"lab\"\njoin_validity = \"366d\"",
+            "cluster.join_validity",
+            "more than a year",
+        ),
+        ("ha", "port = 8443", "check_interval = \"61s\"", "load_balancer.check_interval", "whole number of seconds"),
+        ("ha", "port = 8443", "check_interval = \"500ms\"", "load_balancer.check_interval", "whole number of seconds"),
+        ("ha", "\"haproxy\", ", "", "os.packages", "lacks `haproxy`"),
+        ("ha", "\"keepalived\", \"curl\", ", "", "os.packages", "lacks `keepalived`, `curl`"),
+        ("ha", ", \"nftables\"", "", "os.packages", "lacks `nftables`"),
+        ("kylin", "kind = \"rootfs\"", "kind = \"image-archive\"", "os.packages", "nothing says what the root"),
+        ("kylin", "kind = \"image-archive\"", "kind = \"rootfs\"", "input[5].kind", "two inputs are root filesystems"),
+        ("kylin", "inputs/kylin-", "/kylin-", "input[0].path", "leads out of"),
+        ("kylin", "images-loong64.tar.zst", "images-loong64.tgz", "input[5].path", "neither a .tar nor"),
+        ("kylin", "\"10.200.0.0/16\"", "\"11.0.0.0/7\"", "network.pod_subnets[0]", "to the right of its prefix"),
+        ("kylin", "\"10.200.0.0/16\"", "\"12.0.0.0/7\"", "network.pod_subnets[0]", "too large"),
+        (
+            "kylin",
+            "architecture = \"loong64\"",
+            "architecture = \"loong64\"\npackages = [\"curl\"]",
+            "input",
+            "has a suite",
+        ),
+        (
+            "dual",
+            "secondary_node_subnet = \"fd00:77::/64\"\n",
+            "",
+            "network.secondary_node_subnet",
+            "but the nodes have one",
+        ),
+        (
+            "dual",
+            "secondary_node_subnet = \"fd00:77::/64\"",
+            "secondary_node_subnet = \"10.78.0.0/24\"",
+            "network.secondary_node_subnet",
+            "of the same IP family",
+        ),
+        (
+            "dual",
+            "secondary_address = \"fd00:77::11\"\n",
+            "",
+            "node[0].secondary_address",
+            "has no `secondary_address`",
+        ),
+        ("dual", "\"fd00:77::11\"", "\"fd00:78::11\"", "node[0].secondary_address", "outside the node subnet"),
+        (
+            "dual",
+            "\"fd00:77::12\"",
+            "\"fd00:77::11\"",
+            "node[1].secondary_address",
+            "the secondary address fd00:77::11",
+        ),
+        (
+            "dual",
+            "[\"10.201.0.0/16\", \"fd00:201::/112\"]",
+            "[\"10.201.0.0/16\"]",
+            "network.service_subnets",
+            "same IP families",
+        ),
+        ("dual", "version = \"1.32.1\"", "version = \"1.20.2\"", "network.pod_subnets", "cannot use two IP families"),
+        ("dual", "plugin = \"manifest\"", "plugin = \"bridge\"", "network.pod_subnets", "serves a single pod subnet"),
+        ("dual", "fd00:200::/48", "fd00::/40", "network.pod_subnets[1]", "too large"),
+        (
+            "ha",
+            "address = \"19.190.3.143\"",
+            "address = \"19.190.3.143\"\nsecondary_address = \"fd00::1\"",
+            "node[6].secondary_address",
+            "there is no subnet for it",
+        ),
+        (
+            "ha",
+            "node_subnet = \"19.190.3.0/24\"",
+            "node_subnet = \"19.190.3.0/24\"\nsecondary_node_subnet = \"fd00::/64\"",
+            "network.secondary_node_subnet",
+            "but pods and services have one",
+        ),
         ("ha", "quota = \"8GiB\"", "quota = \"9GiB\"", "etcd.quota", "more than 8GiB"),
         ("ha", "disk_size = \"128GiB\"", "disk_size = \"16GiB\"", "node[2].disk_size", "do not fit"),
         ("ha", "esp_size = \"512MiB\"", "esp_size = \"513KiB\"", "disk.esp_size", "whole number of MiB"),
@@ -170,7 +272,13 @@ fn each_check_finds_its_mistake() {
     ];
     let mut failures = String::new();
     for (file, from, to, key, message) in cases {
-        let good = if *file == "lab" { LAB } else { HA };
+        let good = match *file {
+            "lab" => LAB,
+            "ha" => HA,
+            "kylin" => KYLIN,
+            "dual" => DUAL,
+            other => panic!("{other}"),
+        };
         assert!(good.contains(from), "{from}");
         match Cluster::parse(file, &good.replacen(from, to, 1)) {
             Ok(_) => failures += &format!("nothing wrong with {to}\n\n"),

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use profiles::Cluster;
-use profiles::node::{LoadBalancer, NetworkPlugin, NodeProfile};
+use profiles::node::{ClusterDns, LoadBalancer, NetworkPlugin, NodeProfile};
 use profiles::render::{self, Content};
 
 const ID: &str = "0123456789abcdef0123456789abcdef";
@@ -67,11 +67,58 @@ fn all_files_of_a_large_cluster() {
     }
 }
 
+/// Brackets around every address that has a port, `::` where there was 0.0.0.0, forwarding, and routes.
+#[test]
+fn all_files_of_an_ipv6_cluster() {
+    for node in ["etcd-1", "master-1", "worker-1"] {
+        let profile = cluster(include_str!("clusters/ipv6.toml")).node_profile(node, ID).unwrap();
+        let whole = whole(&profile);
+        assert!(!whole.contains("0.0.0.0"), "{node}");
+        insta::assert_snapshot!(format!("ipv6_{node}"), whole);
+    }
+}
+
+#[test]
+fn all_files_of_a_dual_stack_cluster() {
+    for node in ["etcd-1", "master-1", "worker-1"] {
+        let profile = cluster(include_str!("clusters/dual-stack.toml")).node_profile(node, ID).unwrap();
+        insta::assert_snapshot!(format!("dual-stack_{node}"), whole(&profile));
+    }
+}
+
 #[test]
 fn kubeadm_in_every_format() {
     for version in ["1.19.16", "1.22.17", "1.24.0", "1.28.3", "1.31.0", "1.35.0"] {
         insta::assert_snapshot!(format!("kubeadm_{version}"), kubeadm(&with_version(lab(), version)));
     }
+}
+
+#[test]
+fn joining_in_every_format() {
+    for version in ["1.20.2", "1.28.3", "1.32.1"] {
+        for (node, profile) in [("master2", ha("master2")), ("node1", ha("node1"))] {
+            let join = rendered(&with_version(profile, version)).remove(render::KUBEADM_JOIN_CONFIG).unwrap();
+            insta::assert_snapshot!(format!("join_{node}_{version}"), join);
+        }
+    }
+}
+
+/// A sole master has nobody to join, and an etcd member nothing to join with.
+#[test]
+fn only_those_that_may_join_get_what_it_takes() {
+    let joins = |profile: &NodeProfile| rendered(profile).contains_key(render::KUBEADM_JOIN_CONFIG);
+    assert!(!joins(&lab()) && !joins(&ha("etcd1")));
+    assert!(joins(&ha("master1")) && joins(&ha("node1")));
+}
+
+#[test]
+fn kubeadm_is_told_to_skip_what_nobody_needs() {
+    let args = |version: &str| render::kubeadm_args(&with_version(lab(), version)).unwrap();
+    assert_eq!(args("1.20.2"), ["--skip-phases=bootstrap-token,addon/coredns"]);
+    // On the command line it would replace what the file says.
+    assert!(args("1.22.0").is_empty() && args("1.32.1").is_empty());
+    let with_dns = |version| render::kubeadm_args(&with_version(ha("master1"), version)).unwrap();
+    assert_eq!(with_dns("1.20.2"), ["--skip-phases=bootstrap-token"]);
 }
 
 #[test]
@@ -114,7 +161,7 @@ fn defects_of_the_runbook_do_not_return() {
                 assert!(keepalived.contains("weight 0") && !keepalived.contains("weight -"), "C17");
                 assert!(!keepalived.contains("auth_pass"), "C18");
                 assert!(!keepalived.contains("virtual_router_id 51\n"), "C19");
-                assert!(keepalived.contains("/healthz") && !keepalived.contains("killall"), "C20");
+                assert!(keepalived.contains("/readyz") && !keepalived.contains("killall"), "C20");
                 assert!(files["/etc/haproxy/haproxy.cfg"].contains("option httpchk"), "C20");
                 assert!(!files["/etc/haproxy/haproxy.cfg"].contains("stats auth"), "C21");
             }
@@ -133,6 +180,7 @@ fn defects_of_the_runbook_do_not_return() {
             assert!(files.keys().all(|path| !path.starts_with("/etc/sysconfig")), "C14");
             assert!(files.contains_key("/etc/systemd/system/multi-user.target.wants/kubelet.service"), "C15");
             assert!(!has("token:") && !has("abcdef"), "C22");
+            assert_eq!(has("- bootstrap-token"), minor >= 22, "C22");
             assert!(!all.contains("upload-certs"), "C25");
             assert!(has("cgroupDriver: systemd"), "C27");
             assert_eq!(has("unix:///run/containerd/containerd.sock"), minor >= 24, "C34");
@@ -175,6 +223,164 @@ fn other_plugins_bring_their_own_network() {
     profile.network.plugin = NetworkPlugin::Calico;
     assert!(rendered(&profile).keys().all(|path| !path.starts_with("/etc/cni")));
     assert!(!kubeadm(&profile).contains("allocate-node-cidrs"));
+}
+
+/// Calico copies its plugins to /opt/cni/bin, whatever containerd is told.
+#[test]
+fn plugins_that_pods_install_are_found_by_every_containerd() {
+    for (plugin, installs) in
+        [(NetworkPlugin::Bridge, false), (NetworkPlugin::Calico, true), (NetworkPlugin::Manifest, true)]
+    {
+        for (version, key) in [("1.6.20", "bin_dir = \"DIR\""), ("2.1.9", "bin_dirs = [\"DIR\"]")] {
+            let mut profile = ha("node1");
+            (profile.network.plugin, profile.containerd.version) = (plugin, version.to_owned());
+            let files = rendered(&profile);
+            let dir = if installs { "/opt/cni/bin" } else { "/opt/imgbuild/cni/bin" };
+            let config = &files["/etc/containerd/config.toml"];
+            assert!(config.contains(&format!("\n{}\n", key.replace("DIR", dir))), "{config}");
+            assert_eq!(files.contains_key("/etc/systemd/system/opt-cni-bin.mount"), installs);
+            assert_eq!(files.contains_key("/etc/systemd/system/containerd.service.d/10-cni.conf"), installs);
+        }
+    }
+    assert!(rendered(&ha("etcd1")).keys().all(|path| !path.contains("cni")));
+    let tmpfiles = include_str!("../../rootfs-overlays/common/usr/lib/tmpfiles.d/imgbuild.conf");
+    let mut profile = ha("node1");
+    profile.network.plugin = NetworkPlugin::Calico;
+    let mount = &rendered(&profile)["/etc/systemd/system/opt-cni-bin.mount"];
+    for dir in ["upperdir=", "workdir="] {
+        let dir = mount.split(dir).nth(1).unwrap().split([',', '\n']).next().unwrap();
+        assert!(tmpfiles.contains(&format!("\nd {dir} ")), "nobody makes {dir}");
+    }
+}
+
+/// Without a server in /etc/resolv.conf, kubeadm's Corefile makes CoreDNS end.
+#[test]
+fn coredns_forwards_only_where_there_is_somebody_to_forward_to() {
+    const PATH: &str = "/etc/kubernetes/imgbuild/10-coredns.yaml";
+    let mut alone = ha("master1");
+    assert!(!rendered(&alone).contains_key(PATH));
+    alone.network.dns_servers.clear();
+    alone.network.dns_domain = "k8s.example.org".into();
+    insta::assert_snapshot!("coredns_without_servers", rendered(&alone)[PATH]);
+    alone.kubernetes.dns = ClusterDns::None;
+    assert!(!rendered(&alone).contains_key(PATH));
+    let mut worker = ha("node1");
+    worker.network.dns_servers.clear();
+    assert!(!rendered(&worker).contains_key(PATH), "masters apply it");
+}
+
+#[test]
+fn a_load_balancer_edited_by_hand_is_still_one_that_works() {
+    let edits: [fn(&mut LoadBalancer); 4] = [
+        |lb| {
+            if let LoadBalancer::Keepalived { vrid, .. } = lb {
+                *vrid = 0
+            }
+        },
+        |lb| {
+            if let LoadBalancer::Keepalived { port, .. } = lb {
+                *port = 6443
+            }
+        },
+        |lb| {
+            if let LoadBalancer::Keepalived { check_interval_seconds, .. } = lb {
+                *check_interval_seconds = 0
+            }
+        },
+        |lb| {
+            if let LoadBalancer::Keepalived { check_interval_seconds, .. } = lb {
+                *check_interval_seconds = 61
+            }
+        },
+    ];
+    for edit in edits {
+        let mut profile = ha("master1");
+        edit(&mut profile.load_balancer);
+        let error = render::files(&profile).unwrap_err().to_string();
+        assert!(error.contains("bad load balancer"), "{error}");
+    }
+}
+
+/// Slow machines are asked less often and given longer to answer; haproxy, curl and keepalived move together.
+#[test]
+fn the_check_interval_moves_every_timeout() {
+    let files = |seconds: u32| {
+        let mut profile = ha("master1");
+        if let LoadBalancer::Keepalived { check_interval_seconds, .. } = &mut profile.load_balancer {
+            *check_interval_seconds = seconds;
+        }
+        let files = rendered(&profile);
+        (files["/etc/haproxy/haproxy.cfg"].clone(), files["/etc/keepalived/keepalived.conf"].clone())
+    };
+    for (seconds, check, timeout, advert) in [(1, 2, 3, 1), (5, 10, 11, 2), (60, 120, 121, 30)] {
+        let (haproxy, keepalived) = files(seconds);
+        assert!(haproxy.contains(&format!(" inter {seconds}s ")), "{haproxy}");
+        assert!(haproxy.contains(&format!("timeout check {check}s\n")), "{haproxy}");
+        assert!(keepalived.contains(&format!("--max-time {check} ")), "{keepalived}");
+        for line in [format!("interval {seconds}"), format!("timeout {timeout}"), format!("advert_int {advert}")] {
+            assert!(keepalived.contains(&format!("    {line}\n")), "{line} in {keepalived}");
+        }
+    }
+}
+
+#[test]
+fn a_sole_master_behind_keepalived_has_no_empty_list_of_peers() {
+    let mut profile = ha("master1");
+    profile.peers.retain(|peer| !["master2", "master3"].contains(&peer.name.as_str()));
+    let keepalived = &rendered(&profile)["/etc/keepalived/keepalived.conf"];
+    assert!(!keepalived.contains("unicast"), "{keepalived}");
+}
+
+/// Who has a route back to a pod sees the pod; who has none sees its node.
+#[test]
+fn only_what_has_no_route_back_is_masqueraded() {
+    let rules = &rendered(&ha("node1"))["/etc/imgbuild/masquerade.nft"];
+    for direct in ["10.200.0.0/16", "19.190.3.140", "19.190.3.141", "19.190.3.142", "19.190.3.143"] {
+        assert!(rules.contains(direct), "{direct} in {rules}");
+    }
+    for without_route in ["19.190.3.130", "19.190.3.0/24", "19.190.3.2\n"] {
+        assert!(!rules.contains(without_route), "{without_route} in {rules}");
+    }
+    let files = rendered(&ha("node1"));
+    assert!(files["/etc/cni/net.d/10-imgbuild.conflist"].contains("\"ipMasq\": false"));
+    assert!(files["/etc/systemd/system/kubelet.service"].contains("Wants=imgbuild-masquerade.service"));
+    let mut other = ha("node1");
+    other.network.plugin = NetworkPlugin::Calico;
+    assert!(rendered(&other).keys().all(|path| !path.contains("masquerade")));
+}
+
+/// Nodes look for each other where nobody else sees to routes, and where there are pods.
+#[test]
+fn routes_to_nodes_of_later_are_the_bridges_business() {
+    let looks = |profile: &NodeProfile| {
+        let files = rendered(profile);
+        let wanted = files
+            .get("/etc/systemd/system/kubelet.service")
+            .is_some_and(|unit| unit.contains("Wants=imgbuild-routes.timer\n"));
+        let there = ["service", "timer"].map(|kind| format!("/etc/systemd/system/imgbuild-routes.{kind}"));
+        assert!(there.iter().all(|path| files.contains_key(path) == wanted));
+        // kubelet starts it. One that timers.target wants would be there before anything else, and not on the first boot.
+        assert!(!files.keys().any(|path| path.contains(".wants/imgbuild-routes")));
+        wanted
+    };
+    assert!(looks(&ha("node1")) && looks(&ha("master2")) && looks(&lab()));
+    assert!(!looks(&ha("etcd1")));
+    let mut other = ha("node1");
+    other.network.plugin = NetworkPlugin::Calico;
+    assert!(!looks(&other));
+}
+
+#[test]
+fn a_node_without_a_default_route_still_has_one_to_services() {
+    let network = |profile: &NodeProfile| rendered(profile).remove("/etc/systemd/network/10-node.network").unwrap();
+    let with_gateway = ha("node1");
+    assert!(!network(&with_gateway).contains("Destination=10.201.0.0/16"));
+    let mut without = ha("node1");
+    without.network.gateway = None;
+    assert!(network(&without).contains("[Route]\nDestination=10.201.0.0/16\n"));
+    let mut etcd = ha("etcd1");
+    etcd.network.gateway = None;
+    assert!(!network(&etcd).contains("[Route]"));
 }
 
 #[test]

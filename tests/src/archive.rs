@@ -282,7 +282,7 @@ version = "1.6"
 node_subnet = "10.0.2.0/24"
 pod_subnets = ["10.200.0.0/16"]
 service_subnets = ["10.201.0.0/16"]
-plugin = "bridge"
+plugin = "manifest"
 
 [os]
 distribution = "debian"

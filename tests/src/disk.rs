@@ -7,6 +7,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::qemu::overlay;
 use crate::tool::{run, run_bytes, tool};
 
 const SECTOR: u64 = 512;
@@ -86,32 +87,67 @@ pub fn read_fat(image: &Path, name: &str, path: &str) -> Vec<u8> {
     run_bytes(tool("mcopy").env("MTOOLS_SKIP_CHECK", "1").args(["-i", &fat(image, name), &format!("::{path}"), "-"]))
 }
 
-/// Copies `image` to `target` and gives the kernel in it one more argument, so that systemd starts a root shell on the
-/// second serial line. No other byte differs.
-pub fn with_debug_shell(image: &Path, target: &Path) {
-    copy(image, target);
-    let listing = run(tool("mdir").args(["-b", "-i", &fat(target, "ESP"), "::loader/entries"]));
+/// Makes a qcow2 overlay over `image` that gives the kernel one more argument, so that systemd starts a root shell on the
+/// second serial line. No other byte differs, and the image is not written to.
+pub fn debug_overlay(image: &Path, target: &Path) {
+    overlay(image, target);
+    let esp = partition(image, "ESP");
+    let scratch = tempfile::tempdir().expect("making a temporary folder");
+    let old = extract(image, "ESP", &scratch.path().join("old"));
+    let new = scratch.path().join("new");
+    copy(&old, &new);
+    let file = new.to_str().expect("paths of the tests are UTF-8");
+    let listing = run(tool("mdir").args(["-b", "-i", file, "::loader/entries"]));
     let entries: Vec<&str> = listing.lines().filter(|line| line.ends_with(".conf")).collect();
     assert!(!entries.is_empty(), "no boot entry in {}", image.display());
     for entry in entries {
         let path = entry.trim_start_matches("::").trim_start_matches('/');
-        let old = String::from_utf8(read_fat(target, "ESP", path)).expect("boot entries are text");
-        let mut found = false;
-        let new: String = old
-            .lines()
-            .map(|line| match line.strip_prefix("options") {
-                Some(_) => {
-                    found = true;
-                    format!("{line} systemd.debug_shell=ttyS1\n")
-                }
-                None => format!("{line}\n"),
-            })
-            .collect();
-        assert!(found, "boot entry {path} has no options:\n{old}");
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(&file, new).unwrap();
-        run(tool("mcopy").args(["-o", "-i", &fat(target, "ESP")]).arg(file.path()).arg(format!("::{path}")));
+        let text = String::from_utf8(read_fat(image, "ESP", path)).expect("boot entries are text");
+        let own = scratch.path().join("entry");
+        fs::write(
+            &own,
+            one_more_argument(&text).unwrap_or_else(|| panic!("boot entry {path} has no options:\n{text}")),
+        )
+        .unwrap();
+        run(tool("mcopy").args(["-o", "-i", file]).arg(own).arg(format!("::{path}")));
     }
+    for (offset, bytes) in differences(&old, &new) {
+        let changed = scratch.path().join("changed");
+        fs::write(&changed, &bytes).unwrap();
+        let write = format!("write -q -s {} {} {}", changed.display(), esp.offset + offset, bytes.len());
+        run(tool("qemu-io").args(["-f", "qcow2", "-c", &write]).arg(target));
+    }
+}
+
+/// A boot entry whose kernel starts a root shell on the second serial line; nothing if it has no options.
+fn one_more_argument(entry: &str) -> Option<String> {
+    let line = |line: &str| match line.starts_with("options") {
+        true => format!("{line} systemd.debug_shell=ttyS1\n"),
+        false => format!("{line}\n"),
+    };
+    entry.lines().any(|line| line.starts_with("options")).then(|| entry.lines().map(line).collect())
+}
+
+/// The blocks in which two files of one length differ, with their offsets: from the second file.
+fn differences(old: &Path, new: &Path) -> Vec<(u64, Vec<u8>)> {
+    const BLOCK: usize = 64 << 10;
+    let [mut old, mut new] = [old, new].map(|path| File::open(path).unwrap());
+    let len = new.metadata().unwrap().len();
+    assert_eq!(old.metadata().unwrap().len(), len, "files of one length");
+    let (mut found, mut at) = (vec![], 0);
+    while at < len {
+        let size = BLOCK.min(usize::try_from(len - at).unwrap_or(BLOCK));
+        let [ours, theirs] = [&mut new, &mut old].map(|file| {
+            let mut bytes = vec![0; size];
+            file.read_exact(&mut bytes).unwrap();
+            bytes
+        });
+        if ours != theirs {
+            found.push((at, ours));
+        }
+        at += size as u64;
+    }
+    found
 }
 
 /// Copies a file, shared blocks or holes where the filesystem has them.
@@ -123,4 +159,29 @@ pub fn copy(from: &Path, to: &Path) {
 /// How mtools names a filesystem inside an image.
 fn fat(image: &Path, name: &str) -> String {
     format!("{}@@{}", image.display(), partition(image, name).offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_gets_one_more_argument() {
+        let entry = "title imgbuild\nlinux /a\noptions imgbuild.slot=a console=ttyS0\n";
+        let with = "title imgbuild\nlinux /a\noptions imgbuild.slot=a console=ttyS0 systemd.debug_shell=ttyS1\n";
+        assert_eq!(one_more_argument(entry).unwrap(), with);
+        assert_eq!(one_more_argument("title imgbuild\n"), None);
+    }
+
+    #[test]
+    fn only_blocks_that_differ_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let (old, new) = (folder.path().join("old"), folder.path().join("new"));
+        let mut bytes = vec![1; (64 << 10) * 2 + 10];
+        fs::write(&old, &bytes).unwrap();
+        bytes[(64 << 10) * 2 + 3] = 2;
+        fs::write(&new, &bytes).unwrap();
+        assert_eq!(differences(&old, &new), [((64 << 10) * 2, bytes[(64 << 10) * 2..].to_vec())]);
+        assert_eq!(differences(&old, &old), []);
+    }
 }

@@ -10,7 +10,12 @@
 pub mod archive;
 pub mod build;
 pub mod cli;
+pub mod cluster;
 pub mod disk;
+pub mod frames;
 pub mod qemu;
+pub mod random;
 pub mod serial;
+pub mod switch;
 pub mod tool;
+pub mod workload;

@@ -4,10 +4,11 @@
 //!
 //! **The disk.** A machine runs on a qcow2 overlay, so that the image under test is never written to.
 //!
-//! **The network.** User-mode, `restrict=on`: the guest gets an address and a gateway that leads nowhere.
+//! **The network.** User-mode, `restrict=on`: the guest gets an address and a gateway that leads nowhere. Or, for several
+//! machines, a port of a [`Switch`], which leads to the others and nowhere else.
 //!
 //! **The shell.** [`Vm::exec`] runs commands as root on the second serial line. Nothing is added to the image for it: the
-//! disk is made by [`crate::disk::with_debug_shell`], which gives the kernel one more argument,
+//! disk is made over [`crate::disk::debug_overlay`], which gives the kernel one more argument,
 //! `systemd.debug_shell=ttyS1`, as a person at the boot menu might.
 //!
 //! **The power cut.** [`Vm::cut_power`] is `kill -9`. Lost are the guest's memory, its page cache, requests under way and
@@ -16,7 +17,11 @@
 //! instruction, and mostly whether it syncs; it does not show a drive that drops or reorders its own cache.
 //!
 //! **The accelerator.** KVM if a bounded test boot of the firmware says it works, else TCG. `IMGBUILD_TEST_ACCEL=kvm|tcg`
-//! decides without asking. Time limits are given for KVM and multiplied for TCG.
+//! decides without asking.
+//!
+//! **Time limits** are given for one machine with KVM on an idle computer. They are multiplied by 6 for TCG, and by machines
+//! per processor of the computer where those are more than one: 3 machines on 2 processors get 9 times the time with TCG, 7
+//! get 21 times. See [`scale`]. They only say when to give up; what a test measures is not touched.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -24,12 +29,14 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::serial::{Missed, Serial};
+use crate::switch::Switch;
 use crate::tool::{run, tool};
 
 /// Folders in which distributions keep UEFI firmware, with the names of code and variables, best first.
@@ -42,6 +49,9 @@ const FIRMWARE: &[(&str, &str, &str)] = &[
 
 /// Lines on the console after which nothing good comes.
 const FATAL: &[&str] = &["Kernel panic - not syncing", "FAILED step="];
+
+/// The same where firstboot is expected to fail: systemd starts it again.
+const FATAL_TO_ALL: &[&str] = &["Kernel panic - not syncing"];
 
 /// What executes the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,14 +81,23 @@ impl Accelerator {
             Self::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "max"],
         }
     }
+}
 
-    /// `limit` is meant for KVM.
-    fn scale(self, limit: Duration) -> Duration {
-        match self {
-            Self::Kvm => limit,
-            Self::Tcg => limit * 6,
-        }
-    }
+/// Machines of this process that are switched on.
+static MACHINES: AtomicUsize = AtomicUsize::new(0);
+
+/// The time limit for this accelerator, as many machines as run now, and this computer: see the module's words.
+pub fn scale(limit: Duration, accelerator: Accelerator) -> Duration {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    scaled(limit, accelerator, MACHINES.load(Ordering::SeqCst), processors)
+}
+
+fn scaled(limit: Duration, accelerator: Accelerator, machines: usize, processors: usize) -> Duration {
+    let translated = match accelerator {
+        Accelerator::Kvm => 1.0,
+        Accelerator::Tcg => 6.0,
+    };
+    limit.mul_f64(translated * (machines as f64 / processors as f64).max(1.0))
 }
 
 /// `/dev/kvm` may open and guests hang all the same, where the machine is itself a guest. So the firmware is booted on it,
@@ -95,7 +114,8 @@ fn kvm_boots() -> bool {
     boots
 }
 
-/// Machines take turns: two at once on few cores only run into each other's time limits.
+/// Tests with machines take turns: two at once on few cores only run into each other's time limits. A test that switches
+/// on several machines takes one turn for all of them.
 pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -121,6 +141,8 @@ pub struct VmBuilder {
     pub cpus: u32,
     /// MAC address of the only network interface.
     pub mac: String,
+    /// The socket of a switch's port; without it, user-mode network.
+    pub port: Option<PathBuf>,
     /// `None`: see [`Accelerator::detect`].
     pub accelerator: Option<Accelerator>,
     /// Folder for a copy of the console, `<name>.console.log`.
@@ -139,6 +161,19 @@ impl VmBuilder {
     /// A copy of the console goes there; see [`VmBuilder::logs`].
     pub fn logs(mut self, folder: &Path) -> Self {
         self.logs = Some(folder.to_owned());
+        self
+    }
+
+    /// On the switch's port of that name instead of the user-mode network; `mac` is the machine's address there.
+    pub fn switch(mut self, switch: &Switch, port: &str, mac: &str) -> Self {
+        self.port = Some(switch.port(port));
+        mac.clone_into(&mut self.mac);
+        self
+    }
+
+    /// Processors, and memory in MiB.
+    pub fn size(mut self, cpus: u32, memory_mib: u32) -> Self {
+        (self.cpus, self.memory_mib) = (cpus, memory_mib);
         self
     }
 
@@ -162,7 +197,7 @@ impl VmBuilder {
             .args(["-name", &self.name])
             .args(accelerator.arguments())
             .args(["-smp", &self.cpus.to_string(), "-m", &self.memory_mib.to_string()])
-            .args(["-device", "virtio-rng-pci", "-netdev", "user,id=net0,restrict=on"])
+            .args(["-device", "virtio-rng-pci", "-netdev", &self.network()])
             .args(["-device", &format!("virtio-net-pci,netdev=net0,romfile=,mac={}", self.mac)]);
         for (unit, path, readonly) in [(0, &code, "on"), (1, &own_vars, "off")] {
             let path = escape(path);
@@ -213,6 +248,13 @@ impl VmBuilder {
             folder,
         })
     }
+
+    fn network(&self) -> String {
+        match &self.port {
+            None => "user,id=net0,restrict=on".to_owned(),
+            Some(path) => format!("stream,id=net0,server=off,addr.type=unix,addr.path={}", escape(path)),
+        }
+    }
 }
 
 /// A machine that is switched on. It is switched off when it goes out of scope.
@@ -251,10 +293,16 @@ impl Vm {
             memory_mib: 4096,
             cpus: 2,
             mac: "52:54:00:12:34:56".to_owned(),
+            port: None,
             accelerator: None,
             logs: None,
             arguments: vec![],
         }
+    }
+
+    /// For messages.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Time since it was switched on.
@@ -272,20 +320,50 @@ impl Vm {
     /// # Panics
     /// After `limit` (meant for KVM), when a line means failure, or when the machine stops; with the console's end.
     pub fn wait_for(&mut self, needle: &str, limit: Duration) -> String {
-        let limit = self.accelerator.scale(limit);
-        match self.console.wait(needle, 0, FATAL, limit) {
+        self.wait(&format!("`{needle}`"), |line| line.contains(needle), 0, FATAL, limit)
+    }
+
+    /// Waits as [`Vm::wait_for`] for a line that has all `words` (see [`has_words`]), from the console's position `from` on.
+    /// That firstboot says `FAILED step=` is no failure: in a test of faults it is what is waited for.
+    pub fn wait_for_words(&mut self, words: &[&str], from: usize, limit: Duration) -> String {
+        self.wait(&format!("the words {words:?}"), |line| has_words(line, words), from, FATAL_TO_ALL, limit)
+    }
+
+    fn wait(
+        &mut self,
+        what: &str,
+        wanted: impl Fn(&str) -> bool,
+        from: usize,
+        fatal: &[&str],
+        limit: Duration,
+    ) -> String {
+        let limit = scale(limit, self.accelerator);
+        match self.console.wait_by(wanted, from, fatal, limit) {
             Ok(line) => line,
-            Err(missed) => self.fail(&format!("waiting for `{needle}`"), &missed, limit),
+            Err(missed) => self.fail(&format!("waiting for {what}"), &missed, limit),
         }
     }
 
-    /// Runs a command line as root with the guest's `sh`, the payload's programs in its `PATH`. The disk has to be made by
-    /// [`crate::disk::with_debug_shell`].
+    /// The line with `needle` on the console, if it came already.
+    ///
+    /// # Panics
+    /// When the machine stopped or panicked, or, unless `failures` are part of the test, firstboot failed.
+    pub fn has_said(&mut self, needle: &str, failures: bool) -> Option<String> {
+        let fatal = if failures { FATAL_TO_ALL } else { FATAL };
+        match self.console.wait(needle, 0, fatal, Duration::ZERO) {
+            Ok(line) => Some(line),
+            Err(Missed::Deadline) => None,
+            Err(missed) => self.fail(&format!("waiting for `{needle}`"), &missed, Duration::ZERO),
+        }
+    }
+
+    /// Runs a command line as root with the guest's `sh`, the payload's programs in its `PATH`. The disk has to be made over
+    /// [`crate::disk::debug_overlay`].
     ///
     /// # Panics
     /// After `limit` (meant for KVM), or when the machine stops; with the console's end. Not when the command fails.
     pub fn exec(&mut self, command: &str, limit: Duration) -> Done {
-        let limit = self.accelerator.scale(limit);
+        let limit = scale(limit, self.accelerator);
         if !self.shell_is_open {
             self.open_shell();
         }
@@ -324,7 +402,7 @@ impl Vm {
     /// # Panics
     /// After `limit` (meant for KVM), with what the command printed last.
     pub fn until(&mut self, command: &str, limit: Duration, good: impl Fn(&Done) -> bool) -> String {
-        let deadline = Instant::now() + self.accelerator.scale(limit);
+        let deadline = Instant::now() + scale(limit, self.accelerator);
         loop {
             let done = self.exec(command, limit);
             if good(&done) {
@@ -348,7 +426,7 @@ impl Vm {
     /// # Panics
     /// After `limit` (meant for KVM), with the console's end.
     pub fn power_down(mut self, limit: Duration) {
-        let limit = self.accelerator.scale(limit);
+        let limit = scale(limit, self.accelerator);
         self.monitor.execute("system_powerdown").expect("asking QEMU to press the button");
         let deadline = Instant::now() + limit;
         while self.child.running() {
@@ -363,7 +441,7 @@ impl Vm {
     /// firmware and boot loader read the second line, too, and `e` opens systemd-boot's editor.
     fn open_shell(&mut self) {
         self.wait_for("Linux version", Duration::from_secs(30));
-        let limit = self.accelerator.scale(Duration::from_secs(60));
+        let limit = scale(Duration::from_secs(60), self.accelerator);
         let deadline = Instant::now() + limit;
         // Written in two parts, so that the echo of this line is not taken for its answer.
         let hello = "stty -echo 2>/dev/null; exec sh -c 'PS1= PS2= PATH=$PATH:/opt/imgbuild/bin; export PATH; \
@@ -460,7 +538,10 @@ struct Running(Child);
 
 impl Running {
     fn spawn(command: &mut Command) -> Self {
-        Self(command.stdin(Stdio::null()).spawn().unwrap_or_else(|error| panic!("starting {command:?}: {error}")))
+        let child = command.stdin(Stdio::null()).spawn();
+        let child = child.unwrap_or_else(|error| panic!("starting {command:?}: {error}"));
+        MACHINES.fetch_add(1, Ordering::SeqCst);
+        Self(child)
     }
 
     fn running(&mut self) -> bool {
@@ -477,6 +558,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.kill();
+        MACHINES.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -493,6 +575,13 @@ fn firmware() -> (PathBuf, PathBuf) {
 /// In QEMU's options a comma ends a value unless it is doubled.
 fn escape(path: &Path) -> String {
     path.to_str().expect("paths of the tests are UTF-8").replace(',', ",,")
+}
+
+/// Whether a line has every one of `words`, in any order, upper or lower case; `a|b` is one of the two. For messages that
+/// are checked for what they say, not for how they say it.
+pub fn has_words(line: &str, words: &[&str]) -> bool {
+    let line = line.to_lowercase();
+    words.iter().all(|word| word.split('|').any(|word| line.contains(&word.to_lowercase())))
 }
 
 fn parse_done(line: &str, id: u64) -> Option<Done> {
@@ -540,6 +629,24 @@ mod tests {
             assert_eq!(unbase64(&base64(text.as_bytes())).unwrap(), text.as_bytes());
         }
         assert_eq!(base64(b"foob"), "Zm9vYg==");
+    }
+
+    #[test]
+    fn limits_grow_with_machines_but_never_shrink() {
+        let minutes = |accelerator, machines, processors| {
+            scaled(Duration::from_secs(60), accelerator, machines, processors).as_secs() / 60
+        };
+        assert_eq!(minutes(Accelerator::Kvm, 0, 2), 1);
+        assert_eq!(minutes(Accelerator::Kvm, 7, 2), 3);
+        assert_eq!([1, 2, 3, 7].map(|machines| minutes(Accelerator::Tcg, machines, 2)), [6, 6, 9, 21]);
+        assert_eq!(minutes(Accelerator::Tcg, 7, 16), 6);
+    }
+
+    #[test]
+    fn words_are_found_in_any_order() {
+        let line = "firstboot: master-1: etcd: Waits for etcd-1 and etcd-2";
+        assert!(has_words(line, &["etcd-1", "WAITING|waits"]));
+        assert!(!has_words(line, &["etcd-1", "etcd-3"]));
     }
 
     #[test]

@@ -87,6 +87,20 @@ impl Serial {
     /// # Errors
     /// If a whole line contains one of `fatal`, if the line is hung up, or after `limit`.
     pub fn wait(&self, needle: &str, from: usize, fatal: &[&str], limit: Duration) -> Result<String, Missed> {
+        self.wait_by(|line| line.contains(needle), from, fatal, limit)
+    }
+
+    /// As [`Serial::wait`], for a line of which `wanted` says yes.
+    ///
+    /// # Errors
+    /// As [`Serial::wait`].
+    pub fn wait_by(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+        from: usize,
+        fatal: &[&str],
+        limit: Duration,
+    ) -> Result<String, Missed> {
         let deadline = Instant::now() + limit;
         let mut log = self.shared.log.lock().unwrap();
         let mut at = from;
@@ -94,7 +108,7 @@ impl Serial {
             // Only whole lines count, so that what is found does not depend on how the bytes came.
             while let Some(end) = log.text[at..].find('\n') {
                 let line = &log.text[at..at + end];
-                if line.contains(needle) {
+                if wanted(line) {
                     return Ok(line.to_owned());
                 }
                 if fatal.iter().any(|fatal| line.contains(fatal)) {

@@ -21,6 +21,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("mount", "mount"),
     ("openssl", "openssl"),
     ("qemu-img", "qemu-utils"),
+    ("qemu-io", "qemu-utils"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("setpriv", "util-linux"),
     ("sgdisk", "gdisk"),

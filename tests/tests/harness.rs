@@ -5,11 +5,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use imgbuild_tests::frames::{Arp, addresses, mac};
 use imgbuild_tests::qemu::{Vm, overlay, turn};
+use imgbuild_tests::switch::Switch;
 use imgbuild_tests::tool::{run, tool};
 
 /// A disk whose only content is a script for the firmware's shell.
@@ -47,4 +50,30 @@ fn a_missed_deadline_shows_the_end_of_the_console() {
     assert!(message.contains("the console says `FAILED step=nothing`"), "{message}");
     assert!(message.contains("first"), "{message}");
     vm.cut_power();
+}
+
+/// Both ways over the wire: the firmware's shell asks for an address, hears the answer, and sends its ping there.
+#[test]
+fn a_machine_on_the_switch_hears_and_is_heard() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let script = "@echo -off\nconnect -r\nifconfig -s eth0 static 10.77.0.5 255.255.255.0 10.77.0.1\n\
+                  for %a run (1 60)\nping -n 1 10.77.0.6\nendfor\necho done\n";
+    let disk = disk(folder.path(), script);
+    let switch = Switch::new();
+    let (ours, theirs) = ("52:54:00:77:00:06", "52:54:00:77:00:05");
+    let hearer = switch.host("hearer");
+    let address = Ipv4Addr::new(10, 77, 0, 6);
+    let _vm = Vm::builder("on-switch").disk(&disk).size(1, 512).switch(&switch, "vm", theirs).start();
+    let limit = Duration::from_secs(240);
+    let asked = hearer.find(limit, |frame| Arp::parse(frame).filter(|arp| arp.request && arp.target == address));
+    let asked = asked.expect("the machine asks for the address");
+    assert_eq!(asked.sender_mac, mac(theirs).unwrap());
+    assert_eq!(asked.sender, Ipv4Addr::new(10, 77, 0, 5));
+    hearer.send(&asked.answer(&mac(ours).unwrap()).unwrap().frame(&asked.sender_mac));
+    let echo = hearer.find(limit, |frame| {
+        let is_icmp = frame.get(12..14)? == [8, 0] && *frame.get(23)? == 1;
+        (is_icmp && addresses(frame)? == (mac(ours)?, mac(theirs)?)).then_some(())
+    });
+    assert!(echo.is_some(), "the machine has not heard the answer: {:?}", switch.count("vm"));
 }

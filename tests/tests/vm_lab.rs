@@ -3,8 +3,8 @@
 //! The lab's node in a virtual machine: it boots through UEFI firmware into a working Kubernetes node, with no way to any
 //! network, and a power cut costs it nothing but time.
 //!
-//! One test does it all in order, because every boot takes minutes where KVM is not to be had. Console logs stay in
-//! `target/<profile>/imgbuild-tests/logs`.
+//! One test does it all in order, because every boot takes minutes where KVM is not to be had; the other one is a measurement
+//! that is asked for by name. Console logs stay in `target/<profile>/imgbuild-tests/logs`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
@@ -13,14 +13,15 @@ use std::time::Duration;
 
 use imgbuild_tests::build::{folder, lab};
 use imgbuild_tests::cli::sha256;
-use imgbuild_tests::disk::with_debug_shell;
+use imgbuild_tests::disk::debug_overlay;
 use imgbuild_tests::qemu::{Vm, overlay, turn};
+use imgbuild_tests::workload::{
+    COMMAND, POD, busybox, no_secret_is_left_on_the_seed, node_reaches, nodes_are_ready, service, web_pod,
+};
 
 /// Time limits as they would be with KVM; the harness multiplies them for TCG.
 const CONVERGE: Duration = Duration::from_secs(240);
 const BOOT: Duration = Duration::from_secs(60);
-const COMMAND: Duration = Duration::from_secs(20);
-const POD: Duration = Duration::from_secs(60);
 
 const CONVERGED: &str = "firstboot: master-1: converged in";
 const NOTHING_TO_DO: &str = "firstboot: master-1: already converged, nothing to do";
@@ -29,9 +30,9 @@ const NOTHING_TO_DO: &str = "firstboot: master-1: already converged, nothing to 
 fn booted_lab_converges_survives_power_cuts_and_serves_a_pod() {
     let _turn = turn();
     let scratch = tempfile::tempdir_in(folder()).unwrap();
-    let base = scratch.path().join("base.img");
+    let base = scratch.path().join("base.qcow2");
     let before = sha256(&lab().image);
-    with_debug_shell(&lab().image, &base);
+    debug_overlay(&lab().image, &base);
     let disk = scratch.path().join("disk.qcow2");
     overlay(&base, &disk);
 
@@ -44,7 +45,7 @@ fn booted_lab_converges_survives_power_cuts_and_serves_a_pod() {
     vm.cut_power();
 
     let mut vm = switch_on("2-cut-kubeadm", &disk);
-    vm.wait_for("firstboot: master-1: init: ", CONVERGE);
+    vm.wait_for("firstboot: master-1: control-plane: ", CONVERGE);
     // kubeadm writes certificates and static pods for about a minute from here under TCG.
     vm.until("ls /etc/kubernetes/manifests/kube-apiserver.yaml", CONVERGE, |done| done.status == 0);
     report(&vm, "cut during kubeadm");
@@ -54,7 +55,7 @@ fn booted_lab_converges_survives_power_cuts_and_serves_a_pod() {
     vm.wait_for(CONVERGED, CONVERGE);
     report(&vm, "converged after two power cuts");
     node_is_ready(&mut vm);
-    no_secret_is_left_on_the_seed(&mut vm);
+    no_secret_is_left_on_the_seed(&mut vm, &lab().image);
     a_pod_answers(&mut vm);
     vm.power_down(BOOT);
 
@@ -71,11 +72,12 @@ fn booted_lab_converges_survives_power_cuts_and_serves_a_pod() {
 
 /// The way a user sees it: no power cut, and a time worth writing down.
 #[test]
+#[ignore = "a measurement: docs/testing.md has the command"]
 fn booted_lab_converges_undisturbed() {
     let _turn = turn();
     let scratch = tempfile::tempdir_in(folder()).unwrap();
-    let base = scratch.path().join("base.img");
-    with_debug_shell(&lab().image, &base);
+    let base = scratch.path().join("base.qcow2");
+    debug_overlay(&lab().image, &base);
     let disk = scratch.path().join("disk.qcow2");
     overlay(&base, &disk);
     let mut vm = switch_on("0-undisturbed", &disk);
@@ -94,55 +96,27 @@ fn report(vm: &Vm, what: &str) {
 }
 
 fn node_is_ready(vm: &mut Vm) {
-    let ready = "kubectl get nodes --no-headers";
-    let nodes = vm.until(ready, POD, |done| done.status == 0 && done.output.contains(" Ready "));
-    assert_eq!(nodes.lines().count(), 1, "{nodes}");
-    assert!(nodes.starts_with("master-1 "), "{nodes}");
-}
-
-/// Contract 6: the seed's secrets are erased from the medium once the node has its copy.
-fn no_secret_is_left_on_the_seed(vm: &mut Vm) {
-    let seed = vm.output("cat /dev/disk/by-partlabel/CIDATA | grep -a -c 'PRIVATE KEY' || true", COMMAND);
-    assert_eq!(seed.trim(), "0", "private keys left on the seed partition");
-    let modes = vm.output("stat -c '%a %n' /var/lib/imgbuild/seed /var/lib/imgbuild/seed/*", COMMAND);
-    assert!(modes.lines().all(|line| line.starts_with("600 ") || line.starts_with("700 ")), "{modes}");
+    nodes_are_ready(vm, &["master-1"]);
 }
 
 /// A pod of the payload's busybox answers on its own address and through a Service.
 fn a_pod_answers(vm: &mut Vm) {
-    let image =
-        vm.output(r#"grep -o '"[^"]*busybox[^"]*"' /opt/imgbuild/payload.json | head -n 1 | tr -d '"'"#, COMMAND);
-    let image = image.trim();
-    assert!(!image.is_empty(), "the payload has no busybox image");
-    let web = "busybox mkdir -p /tmp/www && echo it answers > /tmp/www/index.html && \
-               exec busybox httpd -f -p 8080 -h /tmp/www";
-    let manifest = format!(
-        r#"{{"apiVersion":"v1","kind":"List","items":[
-{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"web","labels":{{"app":"web"}}}},"spec":{{"containers":[
-{{"name":"web","image":"{image}","imagePullPolicy":"Never","command":["busybox","sh","-c","{web}"]}}]}}}},
-{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"web"}},
-"spec":{{"selector":{{"app":"web"}},"ports":[{{"port":80,"targetPort":8080}}]}}}}]}}"#
-    );
-    // Refused until the controller manager has made the namespace's service account.
-    let apply = format!("kubectl apply -f - <<'END'\n{manifest}\nEND");
-    vm.until(&apply, POD, |done| done.status == 0);
+    let image = busybox(vm);
+    web_pod(vm, "web", "master-1", &image);
+    service(vm, "web");
     the_pod_answers_again(vm);
 }
 
 fn the_pod_answers_again(vm: &mut Vm) {
-    let phase = "kubectl get pod web -o jsonpath='{.status.phase} {.status.podIP}'";
-    let running =
-        vm.until(phase, POD, |done| done.output.split_whitespace().count() == 2 && done.output.starts_with("Running "));
-    let pod = running.split_whitespace().nth(1).unwrap().to_owned();
+    let address = "kubectl get pod web -o jsonpath='{.status.podIP}'";
     let service = vm.output("kubectl get service web -o jsonpath='{.spec.clusterIP}'", COMMAND);
-    for (address, port) in [(pod.as_str(), 8080), (service.trim(), 80)] {
-        let get = format!(
-            "timeout 20 bash -c 'exec 3<>/dev/tcp/{address}/{port}; printf \"GET / HTTP/1.0\\r\\n\\r\\n\" >&3; cat <&3'"
-        );
-        // After a reboot the address above may be the one from before, until kubelet has made the pod anew.
-        let answer = vm.until(&get, POD, |done| done.output.contains("it answers"));
-        assert!(answer.contains("200 OK"), "{answer}");
-    }
+    // After a reboot the address may be the one from before, until kubelet has made the pod anew: asked for every time.
+    let get = format!(
+        "timeout 20 bash -c 'exec 3<>/dev/tcp/'$({address})'/8080; printf \"GET / HTTP/1.0\\r\\n\\r\\n\" >&3; cat <&3'"
+    );
+    let answer = vm.until(&get, POD, |done| done.output.contains("web answers"));
+    assert!(answer.contains("200 OK"), "{answer}");
+    node_reaches(vm, service.trim(), 80, "web");
 }
 
 /// A second boot after success does nothing, and says so within 2 s of firstboot's start, by systemd's clock.

@@ -6,6 +6,7 @@
 pub mod node;
 pub mod os;
 pub mod payload;
+mod programs;
 pub mod sources;
 
 use std::num::NonZeroUsize;
@@ -16,6 +17,7 @@ use profiles::Cluster;
 use profiles::node::Architecture;
 use serde::Serialize;
 
+use crate::error::Failure;
 use crate::image::squashfs;
 use crate::inputs::deb::archive;
 use crate::inputs::source::Inputs as SourceInputs;
@@ -54,8 +56,8 @@ pub struct Sources {
     pub payload: Vec<Deb>,
     /// Packages of each image, in the cluster file's order.
     pub images: Vec<Vec<Deb>>,
-    /// What programs are compiled from.
-    pub programs: Option<SourceInputs>,
+    /// What programs are compiled from, in the cluster file's order.
+    pub programs: Vec<SourceInputs>,
     /// Files from beside the cluster file: place on the node, mode, content.
     pub files: Vec<(String, u32, Digest)>,
 }
@@ -112,6 +114,18 @@ impl Bench<'_> {
         objects.iter().map(deb).collect()
     }
 
+    /// What a file of the root, the payload or an image came from: for messages.
+    fn origin(&self, content: &Content) -> Option<String> {
+        let Content::Slice { object, .. } = content else { return None };
+        if let Some((to, ..)) = self.sources.files.iter().find(|(.., file)| file == object) {
+            return Some(format!("the input file for {to}"));
+        }
+        // A package's files are slices of its decompressed archive.
+        let packages = self.sources.os.iter().chain(&self.sources.payload).chain(self.sources.images.iter().flatten());
+        let is_from = |package: &&Deb| archive::unpack(self.store, &package.object).is_ok_and(|own| own.tar == *object);
+        packages.into_iter().find(is_from).map(|package| format!("package {} {}", package.name, package.version))
+    }
+
     /// Names of the packages whose files `package` may overwrite.
     fn replaces(&self, package: &Deb) -> Result<Vec<String>> {
         let field = archive::control_field(self.store, &package.object, "Replaces")?.unwrap_or_default();
@@ -135,10 +149,17 @@ impl Bench<'_> {
 /// # Errors
 /// If this imgbuild was built without one for that architecture.
 pub fn firstboot(architecture: Architecture) -> Result<&'static [u8]> {
-    match architecture {
-        Architecture::Amd64 => Ok(include_bytes!(env!("IMGBUILD_FIRSTBOOT_AMD64_FILE"))),
-        Architecture::Loong64 => anyhow::bail!("this imgbuild carries no firstboot for loong64"),
+    let embedded: &'static [u8] = match architecture {
+        Architecture::Amd64 => include_bytes!(env!("IMGBUILD_FIRSTBOOT_AMD64_FILE")),
+        Architecture::Loong64 => include_bytes!(env!("IMGBUILD_FIRSTBOOT_LOONG64_FILE")),
+    };
+    if embedded.is_empty() {
+        let name = goarch(architecture);
+        return Err(Failure::environment(format!("this imgbuild was built without the firstboot of {name} nodes"))
+            .hint("run firstboot/build-static and build imgbuild again, or use a released imgbuild")
+            .into());
     }
+    Ok(embedded)
 }
 
 /// Writes the disk image of the node called `name` to `path`.

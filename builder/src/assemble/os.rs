@@ -2,11 +2,14 @@
 
 //! The OS layer: the read-only root, and the kernel, initramfs and boot loader that bring it up.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 use profiles::node::Architecture;
 use profiles::schema::Distribution;
 use serde::{Deserialize, Serialize};
 
+use super::programs::{program, programs};
 use super::{Bench, PAYLOAD_PREFIX, firstboot};
 use crate::image::cpio;
 use crate::image::squashfs::{self, Packed};
@@ -60,7 +63,7 @@ pub fn build(bench: &Bench<'_>) -> Result<OsLayer> {
         "os",
         STEP_VERSION,
         &(
-            (&bench.sources.os, &bench.sources.files, bench.sources.epoch),
+            (&bench.sources.os, &bench.sources.files, bench.sources.epoch, binaries(bench)?),
             format!("{:?} {:?} {:?}", os.distribution, os.architecture, os.alternatives),
             (Digest::of(firstboot), overlays_digest(bench)?, bench.squashfs().block_size, bench.squashfs().level),
         ),
@@ -71,7 +74,7 @@ pub fn build(bench: &Bench<'_>) -> Result<OsLayer> {
 fn assemble(bench: &Bench<'_>, firstboot: &'static [u8]) -> Result<OsLayer> {
     tracing::info!("assembling the OS layer from {} packages", bench.sources.os.len());
     let root = root(bench)?;
-    elf::check(bench.store, &root.tree, &bench.target()?)?;
+    elf::check(bench.store, &root.tree, &bench.target()?, &|content| bench.origin(content))?;
     let (kernel_version, kernel) = initramfs::kernel_image(&root.tree)?;
     let init = Content::Bytes(firstboot.into());
     let files = initramfs::initramfs(bench.store, &root.tree, &root.modules, init, &initramfs::Options::default())?;
@@ -90,11 +93,29 @@ fn assemble(bench: &Bench<'_>, firstboot: &'static [u8]) -> Result<OsLayer> {
     })
 }
 
-/// The overlays of a distribution, in the order they are put on.
-fn overlays(bench: &Bench<'_>) -> [&'static str; 2] {
-    match bench.cluster.os.distribution {
-        Distribution::Debian => ["common", "debian"],
+/// Compiled programs of the root, by name.
+fn binaries<'a>(bench: &Bench<'a>) -> Result<BTreeMap<&'a str, Digest>> {
+    let wanted = &bench.cluster.os.binaries;
+    if wanted.is_empty() {
+        return Ok(BTreeMap::new());
     }
+    let programs = programs(bench)?;
+    let known = |name: &String| program(&programs, name, "`[os] binaries`").map(drop);
+    wanted.iter().try_for_each(known)?;
+    Ok(wanted.iter().filter_map(|name| Some((name.as_str(), programs.get(name)?.object))).collect())
+}
+
+/// The overlays of a distribution, in the order they are put on.
+fn overlays(bench: &Bench<'_>) -> Vec<&'static str> {
+    let mut overlays = match bench.cluster.os.distribution {
+        Distribution::Debian => vec!["common", "debian"],
+        Distribution::Kylin => vec!["common", "kylin"],
+    };
+    // A packaged one brings its unit.
+    if bench.cluster.os.binaries.iter().any(|name| name == "containerd") {
+        overlays.push("containerd");
+    }
+    overlays
 }
 
 pub(super) fn overlays_digest(bench: &Bench<'_>) -> Result<Digest> {
@@ -109,6 +130,9 @@ pub(super) fn root(bench: &Bench<'_>) -> Result<os::Os> {
         if !to.starts_with(PAYLOAD_PREFIX) {
             extra.insert(to.trim_start_matches('/'), bench.file(content, *mode)?)?;
         }
+    }
+    for (name, object) in binaries(bench)? {
+        extra.insert(&format!("usr/bin/{name}"), bench.file(&object, 0o755)?)?;
     }
     let options = os::Options {
         overlays: overlays(bench).iter().map(ToString::to_string).collect(),

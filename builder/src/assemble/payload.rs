@@ -4,26 +4,30 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use profiles::schema::Image;
 use serde::Serialize;
 
+use super::programs::{program, programs};
 use super::{Bench, Deb, PAYLOAD_PREFIX, firstboot, os};
 use crate::error::Failure;
 use crate::image::oci::{self, Layer, Layout, Process};
 use crate::image::squashfs::{self, Packed};
-use crate::inputs::deb::{archive, version};
-use crate::inputs::source::{self, Programs, Trees};
+use crate::inputs::deb::version;
+use crate::inputs::source::{self, Programs};
 use crate::proof::elf;
 use crate::proof::images::{problems, wanted_by_kubeadm};
 use crate::store::{Digest, step_key};
-use crate::tree::{Entry, FileTree, Kind, alternatives, layers};
+use crate::tree::{Entry, FileTree, alternatives};
 
 /// Raised when the code below makes another payload out of the same inputs.
 const STEP_VERSION: u32 = 1;
 
 /// Where a package keeps its CNI plugins (`/usr/lib/cni` by Debian's patch of containernetworking-plugins).
 const PACKAGED_CNI: &str = "usr/lib/cni/";
+
+/// The name of containerd's package, source package and program.
+const CONTAINERD: &str = "containerd";
 
 /// `payload.json`: what firstboot must know of the payload it finds.
 #[derive(Debug, Serialize)]
@@ -106,6 +110,8 @@ fn tree(bench: &Bench<'_>, firstboot: &[u8]) -> Result<FileTree> {
         }
     }
     tree.insert("manifests", Entry::dir(0o755))?;
+    // Where the pod network installs plugins, the node mounts them over this directory.
+    tree.ensure_dir("cni/bin", 0o755)?;
     let description = serde_json::to_vec_pretty(&describe(bench)?).context("describing the payload")?;
     tree.insert("payload.json", Entry::file(description, 0o644))?;
     prove_programs(bench, &tree).context("checking the payload's programs on the root")?;
@@ -118,7 +124,7 @@ fn prove_programs(bench: &Bench<'_>, payload: &FileTree) -> Result<()> {
     for (path, entry) in payload.iter().filter(|(path, _)| !path.is_empty()) {
         whole.insert(&format!("{}{path}", PAYLOAD_PREFIX.trim_start_matches('/')), entry.clone())?;
     }
-    elf::check(bench.store, &whole, &bench.target()?)?;
+    elf::check(bench.store, &whole, &bench.target()?, &|content| bench.origin(content))?;
     Ok(())
 }
 
@@ -133,62 +139,36 @@ fn describe<'a>(bench: &'a Bench<'_>) -> Result<Description<'a>> {
     })
 }
 
-/// The upstream version of the packaged containerd. Its configuration was written for the version that the cluster file
-/// declares, so the two must agree.
+/// The upstream version of the containerd in the root, from a package or compiled. Its configuration was written for the
+/// version that the cluster file declares, so the two must agree.
 fn containerd_version(bench: &Bench<'_>) -> Result<String> {
-    let Some(package) = bench.sources.os.iter().find(|package| package.name == "containerd") else {
-        return Err(Failure::user("no package `containerd` is in the root")
-            .hint("add \"containerd\" to `[os] packages`")
-            .into());
+    let packaged = bench.sources.os.iter().find(|package| package.name == CONTAINERD);
+    let compiled = bench.cluster.os.binaries.iter().any(|name| name == CONTAINERD);
+    let source = bench.cluster.sources().find(|source| compiled && source.package == CONTAINERD);
+    let found = match (packaged, source) {
+        // Debian appends what it changed to the upstream version: 1.6.20~ds1-1.
+        (Some(package), None) => version::upstream(&package.version),
+        (None, Some(source)) => &source.version,
+        (Some(_), Some(_)) => {
+            return Err(Failure::user("the root has two containerds: a package, and a compiled one")
+                .hint("drop \"containerd\" from `[os] packages` or from `[os] binaries`")
+                .into());
+        }
+        (None, None) => {
+            return Err(Failure::user("no package `containerd` is in the root")
+                .hint("add \"containerd\" to `[os] packages`, or a compiled one to `[os] binaries`")
+                .into());
+        }
     };
-    // Debian appends what it changed to the upstream version: 1.6.20~ds1-1.
-    let found = version::upstream(&package.version);
     let found = found.split(['~', '+']).next().unwrap_or(found);
     let declared = bench.cluster.containerd.version.to_string();
     if found != declared && !found.starts_with(&format!("{declared}.")) {
-        let message = format!("`[containerd] version` is {declared}, but the package is {found}");
+        let message = format!("`[containerd] version` is {declared}, but the root has {found}");
         return Err(Failure::user(message)
-            .hint("set it to the package's version: it decides the format of the configuration")
+            .hint("set it to that version: it decides the format of the configuration")
             .into());
     }
     Ok(found.to_owned())
-}
-
-/// Compiles what the `source` input declares, or finds it in the store.
-fn programs(bench: &Bench<'_>) -> Result<Programs> {
-    let (Some(inputs), Some(declared)) = (&bench.sources.programs, bench.cluster.sources().next()) else {
-        return Ok(Programs::new());
-    };
-    let recipe = recipe(&declared.recipe, &declared.version)?;
-    let unpack = || {
-        tracing::info!("compiling Kubernetes {} from source; this takes some minutes, once", declared.version);
-        let tar = |object| layers::plain(&archive::unpack_tar_object(bench.store, object)?);
-        Ok(Trees {
-            upstream: tar(&inputs.upstream)?,
-            packaging: tar(&inputs.packaging)?,
-            packages: bench.merged(&bench.named(&inputs.packages)?)?,
-        })
-    };
-    source::build(bench.store, recipe, inputs, bench.architecture(), bench.jobs, unpack)
-}
-
-/// The recipe that a `source` input names.
-pub fn recipe(name: &str, version: &str) -> Result<&'static source::kubernetes::Recipe> {
-    source::kubernetes::recipe(version).with_context(|| {
-        Failure::user(format!("there is no recipe `{name}` for version {version}"))
-            .hint("recipes: kubernetes-1.20, for 1.20.2")
-    })
-}
-
-fn program(programs: &Programs, name: &str, wanted_by: &str) -> Result<Entry> {
-    let Some(program) = programs.get(name) else {
-        let known: Vec<&str> = programs.keys().map(String::as_str).collect();
-        bail!(
-            Failure::user(format!("{wanted_by} names `{name}`, which no `source` input makes"))
-                .hint(format!("the source inputs make: {}", known.join(", ")))
-        );
-    };
-    Ok(Entry::new(Kind::File(program.content()), 0o755))
 }
 
 fn image(bench: &Bench<'_>, image: &Image, packages: &[Deb], programs: &Programs) -> Result<oci::Image> {
@@ -214,7 +194,7 @@ fn image(bench: &Bench<'_>, image: &Image, packages: &[Deb], programs: &Programs
         let created_by = format!("imgbuild: binaries {}", image.binaries.join(" "));
         layers.push(Layer::write(bench.store, &tree, bench.sources.epoch, &created_by).with_context(of)?);
     }
-    elf::check(bench.store, &whole, &bench.target()?).with_context(of)?;
+    elf::check(bench.store, &whole, &bench.target()?, &|content| bench.origin(content)).with_context(of)?;
     // An image of one program runs it; kubeadm's manifests name the program themselves.
     let entrypoint = match (&image.entrypoint[..], &image.binaries[..]) {
         ([], [only]) => vec![format!("{}/{only}", image.binaries_to.trim_end_matches('/'))],

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use profiles::Cluster;
 use profiles::node::Architecture;
-use profiles::schema::{DebInput, SourceInput};
+use profiles::schema::{DebInput, Distribution, SourceInput};
 
-use super::{Deb, Sources, payload};
+use super::{Deb, Sources, programs};
 use crate::error::Failure;
 use crate::inputs::request::{DebRequest, FileRequest, Origin, Request, SourceRequest};
 use crate::inputs::source;
@@ -54,52 +54,87 @@ fn toolchain_name(source: &SourceInput) -> String {
 /// Everything `cluster` needs from outside, by name.
 ///
 /// # Errors
-/// Packages without an archive to take them from; a recipe that does not exist; a malformed digest.
+/// What this version cannot build; packages without an archive to take them from; a recipe that does not exist; a
+/// malformed digest.
 pub fn requests(cluster: &Cluster) -> Result<BTreeMap<String, Request>> {
+    refuse_vendor_roots(cluster)?;
     let mut requests = BTreeMap::new();
-    let archive = cluster.debs().next();
-    let mut packages =
-        |name: String, packages: &[String], dependencies: bool, architecture: Architecture| -> Result<()> {
-            if packages.is_empty() {
-                return Ok(());
-            }
-            let archive = archive.ok_or_else(|| {
-                Failure::user("packages are wanted, but there is no archive to take them from")
-                    .hint("add to the cluster file: [[input]] kind = \"deb\"")
-            })?;
-            let request = DebRequest {
-                origin: origin(archive),
-                architecture: source::golang::goarch(architecture).to_owned(),
-                packages: packages.iter().cloned().collect(),
-                dependencies,
-                excludes: NOT_NEEDED.iter().map(ToString::to_string).collect(),
-                essential: false,
-            };
-            requests.insert(name, Request::Deb(request));
-            Ok(())
+    let mut packages = |name: String, archive: Option<&DebInput>, wanted: Wanted<'_>| -> Result<()> {
+        if wanted.packages.is_empty() {
+            return Ok(());
+        }
+        let archive = archive.ok_or_else(|| {
+            Failure::user("packages are wanted, but there is no archive to take them from")
+                .hint("add to the cluster file: [[input]] kind = \"deb\"")
+        })?;
+        let request = DebRequest {
+            origin: origin(archive),
+            architecture: source::golang::goarch(wanted.architecture).to_owned(),
+            packages: wanted.packages.iter().cloned().collect(),
+            dependencies: wanted.dependencies,
+            excludes: NOT_NEEDED.iter().map(ToString::to_string).collect(),
+            essential: false,
         };
+        requests.insert(name, Request::Deb(request));
+        Ok(())
+    };
+    // What runs on nodes comes from the first archive; a further one is for toolchains.
+    let archive = cluster.debs().next();
     let architecture = cluster.os.architecture;
-    packages(OS.into(), &cluster.os.packages, true, architecture)?;
-    packages(PAYLOAD.into(), &cluster.payload.packages, false, architecture)?;
+    let closure = |packages| Wanted { packages, dependencies: true, architecture };
+    packages(OS.into(), archive, closure(&cluster.os.packages))?;
+    packages(PAYLOAD.into(), archive, Wanted { dependencies: false, ..closure(&cluster.payload.packages) })?;
     for image in &cluster.image {
-        packages(image_name(&image.reference), &image.packages, true, architecture)?;
+        packages(image_name(&image.reference), archive, closure(&image.packages))?;
     }
     for source in cluster.sources() {
-        let recipe = payload::recipe(&source.recipe, &source.version)?;
+        let recipe = programs::recipe(source)?;
         let toolchain: Vec<String> = recipe.packages(architecture).iter().map(ToString::to_string).collect();
         // The compiler runs here, whatever it compiles for.
-        packages(toolchain_name(source), &toolchain, false, build_architecture()?)?;
+        let wanted = Wanted { packages: &toolchain, dependencies: false, architecture: build_architecture()? };
+        packages(toolchain_name(source), archive_with(cluster, &source.suite), wanted)?;
     }
     for source in cluster.sources() {
-        let origin = Origin { suites: vec![source.suite.clone()], ..archive.map(origin).unwrap_or_else(no_origin) };
+        let from = archive_with(cluster, &source.suite);
+        let origin = Origin { suites: vec![source.suite.clone()], ..from.map(origin).unwrap_or_else(no_origin) };
         let request = SourceRequest { origin, package: source.package.clone(), version: source.version.clone() };
         requests.insert(source.name.clone(), Request::Source(request));
     }
     for file in cluster.files() {
-        let sha256 = file.sha256.parse().with_context(|| format!("reading the sha256 of input `{}`", file.name))?;
+        let sha256 = file.sha256.as_ref().map(|sha256| sha256.parse()).transpose();
+        let sha256 = sha256.with_context(|| format!("reading the sha256 of input `{}`", file.name))?;
         requests.insert(file.name.clone(), Request::File(FileRequest { path: file.path.clone(), sha256 }));
     }
     Ok(requests)
+}
+
+/// A vendor's root filesystem, and images it comes with, can be declared but not built yet.
+fn refuse_vendor_roots(cluster: &Cluster) -> Result<()> {
+    let rootfs = cluster.rootfs().map(|input| format!("input `{}` is a root filesystem", input.name));
+    let images = cluster.image_archives().map(|input| format!("input `{}` is an archive of images", input.name));
+    let mut reasons: Vec<String> = rootfs.chain(images).collect();
+    if cluster.os.distribution == Distribution::Kylin {
+        reasons.push("`[os] distribution` is \"kylin\"".to_owned());
+    }
+    if reasons.is_empty() {
+        return Ok(());
+    }
+    let message =
+        format!("this version of imgbuild cannot build from a vendor root filesystem yet: {}", reasons.join(", "));
+    Err(Failure::user(message).hint("`imgbuild validate` and `imgbuild render` work with this cluster file").into())
+}
+
+/// Packages to be asked for.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    packages: &'a [String],
+    dependencies: bool,
+    architecture: Architecture,
+}
+
+/// The archive that has a suite.
+fn archive_with<'a>(cluster: &'a Cluster, suite: &str) -> Option<&'a DebInput> {
+    cluster.debs().find(|input| input.suites.iter().any(|own| own == suite))
 }
 
 /// The architecture of this machine.
@@ -118,7 +153,7 @@ fn origin(input: &DebInput) -> Origin {
         suites: input.suites.clone(),
         components: input.components.clone(),
         keyring: None,
-        check_valid_until: true,
+        check_valid_until: input.check_valid_until,
     }
 }
 
@@ -146,25 +181,27 @@ pub fn from_lock(cluster: &Cluster, lock: &Lock) -> Result<Sources> {
         .iter()
         .map(|image| debs(&image_name(&image.reference), !image.packages.is_empty()))
         .collect::<Result<Vec<_>>>()?;
-    let mut programs = None;
-    if let Some(declared) = cluster.sources().next() {
+    let mut programs = Vec::new();
+    for declared in cluster.sources() {
         let files = &input(&declared.name)?.items;
         let file = |part: &str| -> Result<Digest> {
             let found = files.iter().find(|item| item.path.contains(part));
             Ok(found.with_context(|| format!("source package {} has no {part}* file", declared.package))?.sha256)
         };
-        let recipe = payload::recipe(&declared.recipe, &declared.version)?;
         let toolchain = debs(&toolchain_name(declared), true)?;
         let package = |name: &&str| -> Result<Digest> {
             let found = toolchain.iter().find(|deb| deb.name == **name);
             Ok(found.with_context(|| format!("the lock has no toolchain package {name}"))?.object)
         };
-        let packages = recipe.packages(cluster.os.architecture).iter().map(package).collect::<Result<Vec<_>>>()?;
-        programs = Some(source::Inputs { upstream: file(".orig.tar")?, packaging: file(".debian.tar")?, packages });
+        let wanted = programs::recipe(declared)?.packages(cluster.os.architecture);
+        let packages = wanted.iter().map(package).collect::<Result<Vec<_>>>()?;
+        programs.push(source::Inputs { upstream: file(".orig.tar")?, packaging: file(".debian.tar")?, packages });
     }
     let mut files = Vec::new();
     for declared in cluster.files() {
-        files.push((declared.to.clone(), declared.mode, declared.sha256.parse()?));
+        let item = input(&declared.name)?.items.first();
+        let item = item.with_context(|| format!("the lock has no file for input `{}`", declared.name))?;
+        files.push((declared.to.clone(), declared.mode, item.sha256));
     }
     let epoch = lock.inputs.values().map(|input| input.date).max().unwrap_or(0);
     Ok(Sources {
@@ -175,4 +212,26 @@ pub fn from_lock(cluster: &Cluster, lock: &Lock) -> Result<Sources> {
         programs,
         files,
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::error::{self, ErrorKind};
+
+    /// It names everything that stands in the way, and what works all the same.
+    #[test]
+    fn a_vendor_root_filesystem_is_refused_by_name() {
+        let text = include_str!("../../../profiles/kylin-v11-ha/cluster.toml");
+        let error = requests(&Cluster::parse("kylin-v11-ha", text).unwrap()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "this version of imgbuild cannot build from a vendor root filesystem yet: input `kylin-server-v11` is a root \
+             filesystem, input `images` is an archive of images, `[os] distribution` is \"kylin\""
+        );
+        assert_eq!(error::kind(&error), ErrorKind::User);
+        let hint = "`imgbuild validate` and `imgbuild render` work with this cluster file";
+        assert_eq!(error::hint(&error).as_deref(), Some(hint));
+    }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::assemble::{Sources, sources};
 use crate::cli::{LogFormat, Options};
-use crate::commands::{ClusterFile, jobs};
+use crate::commands::{ClusterFile, jobs, now};
 use crate::error::Failure;
 use crate::inputs::download::{self, Downloader, Progress};
 use crate::inputs::mirror::Mirrors;
@@ -48,7 +48,7 @@ impl Room {
 
     fn session<'a>(&'a self, file: &'a ClusterFile) -> Result<Session<'a>> {
         // Only to see whether a suite is still valid: no result depends on it.
-        let now = u32::try_from(jiff::Timestamp::now().as_second()).context("reading the clock: it is before 1970")?;
+        let now = u32::try_from(now().as_second()).context("reading the clock: it is before 1970")?;
         Ok(Session { downloader: &self.downloader, mirrors: &self.mirrors, base: file.dir(), now })
     }
 

@@ -20,7 +20,7 @@ use profiles::Cluster;
 
 use crate::cli::{Cli, Command, LogFormat, Options};
 use crate::error::{self, Failure};
-use crate::pki::Pki;
+use crate::pki::{self, Pki};
 use crate::store::Store;
 
 /// Runs one command and gives the exit code of the process: 0, or the code of the kind of error (`imgbuild --help`).
@@ -118,8 +118,18 @@ impl ClusterFile {
         Ok(nodes)
     }
 
+    fn secrets(&self) -> PathBuf {
+        self.dir().join("secrets")
+    }
+
+    /// The cluster's PKI, made if there is none.
     fn pki(&self) -> Result<Pki> {
-        Pki::open(&self.dir().join("secrets"))
+        Pki::open(&self.secrets(), now())
+    }
+
+    /// The cluster's id, if it has a PKI. Makes none.
+    fn known_cluster_id(&self) -> Result<Option<String>> {
+        pki::known_cluster_id(&self.secrets())
     }
 }
 
@@ -140,6 +150,12 @@ fn default_store() -> Option<PathBuf> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
     Some(cache.join("imgbuild"))
+}
+
+/// The only place that reads the clock for what is built. It decides how long new certificates are valid, and whether a
+/// suite still is, and nothing else.
+fn now() -> jiff::Timestamp {
+    jiff::Timestamp::now()
 }
 
 /// More threads than this bring nothing: the disk is the limit then.

@@ -84,8 +84,9 @@ pub struct SourceRequest {
 pub struct FileRequest {
     /// Path relative to the cluster file.
     pub path: String,
-    /// What it must be.
-    pub sha256: Digest,
+    /// What it must be; without it, what it is when it is locked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Digest>,
 }
 
 impl Request {
@@ -209,8 +210,14 @@ impl Session<'_> {
                 (origin.suites.clone(), 0, files)
             }
             Request::File(file) => {
-                let size =
-                    std::fs::metadata(self.base.join(&file.path)).map_err(|e| missing_file(&file.path, e))?.len();
+                let path = self.base.join(&file.path);
+                let (sha256, size) = match file.sha256 {
+                    Some(sha256) => (sha256, std::fs::metadata(path).map_err(|e| missing_file(&file.path, e))?.len()),
+                    None => {
+                        let content = File::open(path).map_err(|e| missing_file(&file.path, e))?;
+                        self.downloader.store().put_reader(content, None)?
+                    }
+                };
                 let item = LockedItem {
                     kind: ItemKind::File,
                     name: file.path.rsplit('/').next().unwrap_or_default().to_owned(),
@@ -219,7 +226,7 @@ impl Session<'_> {
                     archive: String::new(),
                     path: file.path.clone(),
                     size,
-                    sha256: file.sha256,
+                    sha256,
                 };
                 (Vec::new(), 0, vec![item])
             }
@@ -288,8 +295,11 @@ impl Session<'_> {
         let path = self.base.join(&locked.path);
         let file = File::open(&path).map_err(|e| missing_file(&locked.path, e))?;
         store.put_reader(file, Some(&locked.sha256)).with_context(|| {
-            let failure = Failure::verification(format!("file {} is not the one the cluster file names", locked.path));
-            failure.hint("correct its sha256 in the cluster file, or bring back the file")
+            let failure = Failure::verification(format!("file {} is not the one that was locked", locked.path));
+            failure.hint(
+                "bring back the file; or correct its sha256 in the cluster file, if it has one, or else run `imgbuild \
+                 lock --update` with the name of the input",
+            )
         })?;
         Ok(())
     }

@@ -69,11 +69,15 @@ pub struct Report {
     pub dynamic: usize,
 }
 
+/// Says which package, or other input, a file is from; asked only for files that cannot run.
+pub type Origin<'a> = &'a dyn Fn(&Content) -> Option<String>;
+
 /// Looks at every ELF file of the tree.
 ///
 /// # Errors
-/// All files for another machine, and all libraries that are missing with those that ask for them.
-pub fn check(store: &Store, tree: &FileTree, target: &Target) -> Result<Report> {
+/// All files for another machine or of the old world with where they are from, and all libraries that are missing with
+/// those that ask for them.
+pub fn check(store: &Store, tree: &FileTree, target: &Target, origin: Origin<'_>) -> Result<Report> {
     let files: Vec<(&str, &Content)> = tree
         .iter()
         .filter_map(|(path, entry)| match &entry.kind {
@@ -85,15 +89,20 @@ pub fn check(store: &Store, tree: &FileTree, target: &Target) -> Result<Report> 
         .par_iter()
         .map(|(path, content)| look(store, content, target).with_context(|| format!("reading /{path}")))
         .collect::<Result<Vec<Option<Seen>>>>()?;
+    let mut problems: Vec<String> = Vec::new();
+    for ((path, content), seen) in files.iter().zip(&looked) {
+        if let Some(problem) = seen.as_ref().and_then(|seen| seen.problem.as_ref()) {
+            let from = origin(content).map_or(String::new(), |from| format!(" ({from})"));
+            problems.push(format!("/{path}{from}: {problem}"));
+        }
+    }
     let seen: Vec<(&str, Seen)> =
         files.iter().zip(looked).filter_map(|((path, _), seen)| Some((*path, seen?))).collect();
     let unresolved: Vec<Vec<String>> =
         seen.iter().map(|(path, seen)| unresolved(tree, target, path, &seen.dynamic)).collect();
     let mut report = Report { files: seen.len(), dynamic: 0 };
-    let mut problems = Vec::new();
     let mut missing: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for ((path, file), names) in seen.iter().zip(&unresolved) {
-        problems.extend(file.problem.iter().map(|problem| format!("/{path}: {problem}")));
         report.dynamic += usize::from(!file.dynamic.needed.is_empty() || file.dynamic.interpreter.is_some());
         for library in names {
             if !loaded_before(&seen, &unresolved, path, file, library) {
@@ -108,7 +117,7 @@ pub fn check(store: &Store, tree: &FileTree, target: &Target) -> Result<Report> 
     if !problems.is_empty() {
         let message = format!("programs that cannot run on {}:\n  {}", target.name, problems.join("\n  "));
         return Err(Failure::verification(message)
-            .hint("add the packages that have what is missing, or leave out what asks for it")
+            .hint("add the packages that have what is missing, leave out what asks for it, and take files for another machine or ABI from somewhere else")
             .into());
     }
     Ok(report)
@@ -178,7 +187,7 @@ fn unresolved(tree: &FileTree, target: &Target, path: &str, dynamic: &Dynamic) -
 mod tests {
     use super::{Target, check};
     use crate::store::Store;
-    use crate::tree::{Entry, FileTree};
+    use crate::tree::{Content, Entry, FileTree};
 
     /// An ELF header without sections or segments.
     fn header(machine: u16, class: u8, flags: u32) -> Vec<u8> {
@@ -190,6 +199,10 @@ mod tests {
         bytes
     }
 
+    fn nowhere(_: &Content) -> Option<String> {
+        None
+    }
+
     #[test]
     fn machines_and_worlds() {
         let dir = tempfile::tempdir().unwrap();
@@ -198,13 +211,18 @@ mod tests {
         tree.insert("usr/bin/x86", Entry::file(header(62, 2, 0), 0o755)).unwrap();
         tree.insert("usr/bin/bpf", Entry::file(header(247, 2, 0), 0o755)).unwrap();
         tree.insert("usr/bin/text", Entry::file(*b"#!/bin/sh", 0o755)).unwrap();
-        assert_eq!(check(&store, &tree, &Target::of("amd64").unwrap()).unwrap().files, 1);
+        assert_eq!(check(&store, &tree, &Target::of("amd64").unwrap(), &nowhere).unwrap().files, 1);
         tree.insert("usr/bin/x86", Entry::file(header(258, 2, 0x3), 0o755)).unwrap();
         tree.insert("usr/bin/x32", Entry::file(header(62, 1, 0), 0o755)).unwrap();
         tree.insert("usr/bin/new", Entry::file(header(258, 2, 0x43), 0o755)).unwrap();
-        let error = check(&store, &tree, &Target::of("loong64").unwrap()).unwrap_err().to_string();
-        assert!(error.contains("/usr/bin/x86: has the old-world ABI"), "{error}");
-        assert!(error.contains("/usr/bin/x32: is for another machine (e_machine 62, 32-bit)"), "{error}");
+        let origin = |content: &Content| {
+            let bytes = content.read(&store).unwrap();
+            (bytes[4] == 1).then(|| "package libx32".to_owned())
+        };
+        let error = check(&store, &tree, &Target::of("loong64").unwrap(), &origin).unwrap_err().to_string();
+        assert!(error.contains("/usr/bin/x86: has the old-world ABI (e_flags 0x3)"), "{error}");
+        let other = "/usr/bin/x32 (package libx32): is for another machine (e_machine 62, 32-bit)";
+        assert!(error.contains(other), "{error}");
         assert!(!error.contains("/usr/bin/new"), "{error}");
         assert!(Target::of("m68k").is_err());
     }
@@ -218,7 +236,7 @@ mod tests {
         let bytes = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         tree.insert("usr/bin/prog", Entry::file(bytes, 0o755)).unwrap();
         let target = if cfg!(target_arch = "x86_64") { "amd64" } else { "loong64" };
-        let error = check(&store, &tree, &Target::of(target).unwrap()).unwrap_err().to_string();
+        let error = check(&store, &tree, &Target::of(target).unwrap(), &nowhere).unwrap_err().to_string();
         assert!(error.contains("libc.so.6 is in no package; needed by /usr/bin/prog"), "{error}");
     }
 }

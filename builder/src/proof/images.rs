@@ -94,6 +94,10 @@ mod tests {
             apiserver_port: 6443,
             cert_sans: Vec::new(),
             control_plane_timeout: Duration::from_secs(240),
+            apiserver_extra_args: BTreeMap::new(),
+            controller_manager_extra_args: BTreeMap::new(),
+            scheduler_extra_args: BTreeMap::new(),
+            kubelet_extra_args: BTreeMap::new(),
         }
     }
 

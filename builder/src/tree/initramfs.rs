@@ -88,25 +88,30 @@ pub struct Options {
     pub matched: Vec<String>,
 }
 
-/// The kernel in a tree: its release and its image.
+/// The kernel in a tree: its release and its image, in /boot or, as distributions do since some years, beside its modules.
 ///
 /// # Errors
 /// None, or several: then which.
 pub fn kernel_image(tree: &FileTree) -> Result<(String, Content)> {
-    let mut found = Vec::new();
-    for name in ["vmlinuz", "vmlinux"] {
-        let prefix = format!("boot/{name}-");
-        for (path, entry) in tree.below("boot") {
-            if let (Some(version), Kind::File(content)) = (path.strip_prefix(&prefix), &entry.kind) {
-                found.push((version.to_owned(), content.clone()));
-            }
+    let mut found: BTreeMap<&str, &Content> = BTreeMap::new();
+    for (path, entry) in tree.below("boot").chain(tree.below("usr/lib/modules")) {
+        let version = ["boot/vmlinuz-", "boot/vmlinux-"].iter().find_map(|prefix| path.strip_prefix(prefix));
+        let beside = || {
+            let (version, name) = path.strip_prefix("usr/lib/modules/")?.split_once('/')?;
+            ["vmlinuz", "vmlinux"].contains(&name).then_some(version)
+        };
+        if let (Some(version), Kind::File(content)) = (version.or_else(beside), &entry.kind) {
+            found.entry(version).or_insert(content);
         }
     }
-    match found.len() {
-        1 => Ok(found.remove(0)),
-        0 => bail!("there is no kernel in the tree: /boot has no vmlinuz-<version>"),
-        _ => {
-            let names: Vec<&str> = found.iter().map(|(version, _)| version.as_str()).collect();
+    let mut kernels = found.into_iter();
+    match (kernels.next(), kernels.next()) {
+        (None, _) => bail!(
+            "there is no kernel in the tree: neither /boot/vmlinuz-<release> nor /usr/lib/modules/<release>/vmlinuz"
+        ),
+        (Some((version, content)), None) => Ok((version.to_owned(), content.clone())),
+        (Some((first, _)), Some((second, _))) => {
+            let names: Vec<&str> = [first, second].into_iter().chain(kernels.map(|(version, _)| version)).collect();
             bail!("there are several kernels in the tree: {}; one is wanted", names.join(", "))
         }
     }
@@ -311,5 +316,16 @@ mod tests {
         assert_eq!(kernel_image(&tree).unwrap().0, "1");
         tree.insert("boot/vmlinuz-2", Entry::file(*b"k", 0o644)).unwrap();
         assert!(kernel_image(&tree).unwrap_err().to_string().contains("1, 2"));
+    }
+
+    #[test]
+    fn a_kernel_beside_its_modules() {
+        let mut tree = FileTree::new();
+        tree.insert("usr/lib/modules/7.2-loong64/vmlinuz", Entry::file(*b"k", 0o644)).unwrap();
+        tree.insert("usr/lib/modules/7.2-loong64/kernel/vmlinux", Entry::file(*b"no", 0o644)).unwrap();
+        assert_eq!(kernel_image(&tree).unwrap().0, "7.2-loong64");
+        // Some distributions have it in both places.
+        tree.insert("boot/vmlinuz-7.2-loong64", Entry::file(*b"k", 0o644)).unwrap();
+        assert_eq!(kernel_image(&tree).unwrap().0, "7.2-loong64");
     }
 }

@@ -47,6 +47,8 @@ const DIRS: &[(&str, u16, &str, &str)] = &[
     ("media", 0o755, "root", "root"),
     ("mnt", 0o755, "root", "root"),
     ("opt", 0o755, "root", "root"),
+    // Network plugins that run as pods install theirs here; the node mounts something writable on it.
+    ("opt/cni/bin", 0o755, "root", "root"),
     ("opt/imgbuild", 0o755, "root", "root"),
     ("proc", 0o555, "root", "root"),
     ("root", 0o700, "root", "root"),

@@ -48,14 +48,21 @@ pub fn overlay(name: &str) -> Result<FileTree> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Content, Kind};
     use super::{names, overlay};
 
     #[test]
     fn the_shipped_overlays() {
-        assert_eq!(names(), ["common", "debian"]);
+        assert_eq!(names(), ["common", "containerd", "debian", "kylin"]);
         for name in names() {
             overlay(name).unwrap();
         }
-        assert!(overlay("none").unwrap_err().to_string().contains("common, debian"));
+        // What the runbook turns off by hand, and what networkd has in its place.
+        let kylin = overlay("kylin").unwrap();
+        let ignored = kylin.get("etc/NetworkManager/conf.d/90-imgbuild.conf").unwrap();
+        let Kind::File(Content::Bytes(text)) = &ignored.kind else { panic!("{ignored:?}") };
+        assert!(text.windows(21).any(|line| line == b"\nunmanaged-devices=*\n"));
+        assert_eq!(kylin.get("etc/systemd/system/firewalld.service").unwrap().kind, Kind::Symlink("/dev/null".into()));
+        assert!(overlay("none").unwrap_err().to_string().contains("common, containerd, debian, kylin"));
     }
 }

@@ -49,7 +49,7 @@ pub fn parse(meta_data: &[u8], user_data: &[u8]) -> Result<Seed> {
     read(meta_data, user_data).map_err(|error| {
         let hint = match error.downcast_ref::<SeedError>() {
             Some(SeedError::NotOurs) => "attach the seed that `imgbuild` made",
-            _ => "make the seed again with `imgbuild --output seed`",
+            _ => "build this node's image again with `imgbuild --profile`",
         };
         Failure::seed(format!("{error:#}"), hint).into()
     })

@@ -130,14 +130,14 @@ pub fn obtain(root: &Path, sources: &dyn Sources, converged: EverConverged, cons
 fn no_seed() -> Failure {
     Failure::seed(
         "found no seed: no vfat or iso9660 filesystem labelled CIDATA holds meta-data and user-data",
-        "attach the seed medium (`imgbuild --output seed`) and restart firstboot.service",
+        "attach the seed medium, or write this node's image again, and restart firstboot.service",
     )
 }
 
 fn erased_seed(origin: &str) -> Failure {
     Failure::seed(
         format!("the seed on {origin} was used before and its secrets are erased, and this disk has no copy of them"),
-        "write a fresh seed (`imgbuild --output seed`) and restart firstboot.service",
+        "build this node's image again (`imgbuild --profile`), write it, and restart firstboot.service",
     )
 }
 

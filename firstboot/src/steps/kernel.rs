@@ -31,6 +31,11 @@ fn is_loaded(cx: &Cx<'_>, module: &str) -> bool {
     })
 }
 
+/// Planned modules that are neither loaded nor built in.
+pub(super) fn missing_modules(cx: &Cx<'_>) -> Vec<String> {
+    planned_modules(cx).into_iter().filter(|module| !is_loaded(cx, module)).collect()
+}
+
 impl Step for Modules {
     fn id(&self) -> &'static str {
         "modules"
@@ -41,7 +46,7 @@ impl Step for Modules {
     }
 
     fn check(&self, cx: &Cx<'_>) -> Result<State> {
-        let missing: Vec<_> = planned_modules(cx).into_iter().filter(|module| !is_loaded(cx, module)).collect();
+        let missing = missing_modules(cx);
         Ok(if missing.is_empty() { State::Done } else { State::Needed(format!("missing {}", missing.join(", "))) })
     }
 

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the cluster itself gets: our own objects, then the payload's manifests in order. And the administrator's access.
+//! What the cluster itself gets: our own objects, rendered manifests, then the payload's, in order. And the
+//! administrator's access.
 
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use profiles::node::NetworkPlugin;
+use profiles::render::MANIFESTS_DIR;
 use sha2::{Digest, Sha256};
 
-use super::init::kubectl;
+use super::kubeadm::kubectl;
 use crate::context::{Cx, PAYLOAD_DIR};
 use crate::engine::{State, Step, journal_state};
 use crate::files;
@@ -25,6 +28,29 @@ const CERTIFICATE_ROTATION: &str = r#"{
     "name": "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient"
   },
   "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:nodes"}]
+}
+"#;
+
+/// With the plugin `bridge`, nodes look for each other's pod subnets (routes.rs). Since 1.32 the API server shows a node
+/// no Node but its own, unless a rule like this one says otherwise; what it grants is what every node could do before.
+const NODES_SEE_NODES: &str = r#"{
+  "apiVersion": "v1",
+  "kind": "List",
+  "items": [
+    {
+      "apiVersion": "rbac.authorization.k8s.io/v1",
+      "kind": "ClusterRole",
+      "metadata": {"name": "imgbuild:nodes-see-nodes"},
+      "rules": [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list"]}]
+    },
+    {
+      "apiVersion": "rbac.authorization.k8s.io/v1",
+      "kind": "ClusterRoleBinding",
+      "metadata": {"name": "imgbuild:nodes-see-nodes"},
+      "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "imgbuild:nodes-see-nodes"},
+      "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:nodes"}]
+    }
+  ]
 }
 "#;
 
@@ -46,6 +72,25 @@ fn manifest_files(cx: &Cx<'_>) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Nodes join with a certificate of their own, so joining is a renewal too.
+pub(super) fn allow_certificate_rotation(cx: &Cx<'_>) -> Result<()> {
+    apply_object(cx, CERTIFICATE_ROTATION)
+}
+
+fn apply_object(cx: &Cx<'_>, object: &str) -> Result<()> {
+    let command = kubectl(&["apply", "-f", "-"]);
+    let mut feed = |stdin: &mut dyn Write| stdin.write_all(object.as_bytes());
+    let output = cx.run_with(&command, Some(&mut feed), &mut |line| cx.log(line))?;
+    cx.expect_success(&command, output)?;
+    Ok(())
+}
+
+/// kubectl warns where the object is kubeadm's own, and takes the change.
+fn apply(cx: &Cx<'_>, path: &str) -> Result<()> {
+    cx.run(&kubectl(&["apply", "-f", path]).timeout(300))?;
+    Ok(())
+}
+
 impl Step for Manifests {
     fn id(&self) -> &'static str {
         "manifests"
@@ -60,15 +105,20 @@ impl Step for Manifests {
     }
 
     fn apply(&self, cx: &Cx<'_>) -> Result<()> {
-        let command = kubectl(&["apply", "-f", "-"]);
-        let mut feed = |stdin: &mut dyn Write| stdin.write_all(CERTIFICATE_ROTATION.as_bytes());
-        let output = cx.run_with(&command, Some(&mut feed), &mut |line| cx.log(line))?;
-        cx.expect_success(&command, output)?;
+        allow_certificate_rotation(cx)?;
+        if cx.profile().network.plugin == NetworkPlugin::Bridge {
+            apply_object(cx, NODES_SEE_NODES)?;
+        }
+        // The planned ones: a file of an earlier profile may still lie beside them.
+        for (path, _) in cx.plan.texts_below(MANIFESTS_DIR) {
+            cx.say(path.strip_prefix(MANIFESTS_DIR).unwrap_or(path));
+            apply(cx, path)?;
+        }
         for path in manifest_files(cx)? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             cx.say(&name);
             let path = format!("{PAYLOAD_DIR}/manifests/{name}");
-            cx.run(&kubectl(&["apply", "-f", &path]).timeout(300))?;
+            apply(cx, &path)?;
         }
         Ok(())
     }
@@ -80,6 +130,12 @@ impl Step for Manifests {
     fn fingerprint(&self, cx: &Cx<'_>) -> String {
         let mut hash = Sha256::new();
         hash.update(CERTIFICATE_ROTATION);
+        if cx.profile().network.plugin == NetworkPlugin::Bridge {
+            hash.update(NODES_SEE_NODES);
+        }
+        for (_, text) in cx.plan.texts_below(MANIFESTS_DIR) {
+            hash.update(text);
+        }
         for path in manifest_files(cx).unwrap_or_default() {
             hash.update(fs::read(&path).unwrap_or_default());
         }
@@ -123,6 +179,7 @@ impl Step for AdminAccess {
 mod tests {
     use super::*;
     use crate::engine::converge;
+    use crate::node::{Kind, PlannedFile};
     use crate::testing::Lab;
 
     #[test]
@@ -136,9 +193,9 @@ mod tests {
             let trace = lab.runner.take_trace();
             trace.iter().map(|line| line.rsplit(' ').next().unwrap().to_owned()).collect()
         };
-        let expected = ["-", "/opt/imgbuild/manifests/10-a.yaml", "/opt/imgbuild/manifests/20-b.yaml"];
+        let expected = ["-", "-", "/opt/imgbuild/manifests/10-a.yaml", "/opt/imgbuild/manifests/20-b.yaml"];
         assert_eq!(applied(&lab), expected);
-        assert_eq!(*lab.runner.fed.borrow(), CERTIFICATE_ROTATION.as_bytes());
+        assert_eq!(*lab.runner.fed.borrow(), NODES_SEE_NODES.as_bytes());
         let lab = lab.reboot();
         converge(&lab.cx(), &[Box::new(Manifests)]).unwrap();
         assert_eq!(applied(&lab), [""; 0]);
@@ -148,8 +205,48 @@ mod tests {
     }
 
     #[test]
-    fn our_own_object_is_json() {
-        serde_json::from_str::<serde_json::Value>(CERTIFICATE_ROTATION).unwrap();
+    fn our_own_objects_are_json() {
+        for object in [CERTIFICATE_ROTATION, NODES_SEE_NODES] {
+            serde_json::from_str::<serde_json::Value>(object).unwrap();
+        }
+    }
+
+    #[test]
+    fn nodes_see_nodes_only_where_they_must() {
+        let mut lab = Lab::new();
+        lab.plan.profile.network.plugin = NetworkPlugin::Calico;
+        converge(&lab.cx(), &[Box::new(Manifests)]).unwrap();
+        assert_eq!(lab.runner.take_trace().len(), 1);
+        assert_eq!(*lab.runner.fed.borrow(), CERTIFICATE_ROTATION.as_bytes());
+    }
+
+    #[test]
+    fn rendered_ones_come_before_the_payloads() {
+        let mut lab = Lab::new();
+        let rendered = |text: &str| {
+            vec![PlannedFile {
+                path: format!("{MANIFESTS_DIR}10-coredns.yaml"),
+                mode: 0o644,
+                owner: "root".into(),
+                kind: Kind::File(text.into()),
+            }]
+        };
+        let applied = |lab: &Lab| -> Vec<String> {
+            converge(&lab.cx(), &[Box::new(Manifests)]).unwrap();
+            let trace = lab.runner.take_trace();
+            trace.iter().map(|line| line.rsplit(' ').next().unwrap().to_owned()).collect()
+        };
+        lab.write("/opt/imgbuild/manifests/05-calico.yaml", "calico");
+        // Of an earlier profile: nobody wants it any more.
+        lab.write("/etc/kubernetes/imgbuild/20-other.yaml", "other");
+        lab.plan.files = rendered("one");
+        let expected = ["-", "-", "/etc/kubernetes/imgbuild/10-coredns.yaml", "/opt/imgbuild/manifests/05-calico.yaml"];
+        assert_eq!(applied(&lab), expected);
+        let mut lab = lab.reboot();
+        lab.plan.files = rendered("one");
+        assert_eq!(applied(&lab), [""; 0]);
+        lab.plan.files = rendered("two");
+        assert_eq!(applied(&lab), expected);
     }
 
     #[test]

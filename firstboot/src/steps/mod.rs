@@ -2,14 +2,18 @@
 //! The steps, one file each, and their order.
 
 mod bless;
+mod claim;
 mod containerd;
+mod control_plane;
 mod etcd;
 mod files;
 mod hostname;
 mod images;
-mod init;
+mod join;
 mod kernel;
+mod kubeadm;
 mod kubelet;
+mod load_balancer;
 mod manifests;
 mod network;
 mod node_ready;
@@ -17,17 +21,25 @@ mod preflight;
 mod services;
 mod swap;
 
-use profiles::node::{NodeProfile, Role};
+use std::time::Duration;
+
+use profiles::node::{LoadBalancer, NodeProfile, Role};
 
 use crate::engine::Step;
 use crate::failure::Failure;
 
-/// Journal name of the step that runs `kubeadm init`; others look whether it is done.
-pub const INIT: &str = "init";
+/// Journal name of the step that gives a master its control plane; others look whether it is done.
+pub const CONTROL_PLANE: &str = "control-plane";
+/// Journal name of the step that joins a worker.
+pub const JOIN: &str = "join";
+/// Journal name of the step that starts haproxy and keepalived.
+const LOAD_BALANCER: &str = "load-balancer";
+/// How long to wait for other machines: people may still be plugging them in.
+const PEERS: Duration = Duration::from_secs(3600);
 
 /// The steps of a node, in order.
 pub fn for_profile(profile: &NodeProfile) -> Result<Vec<Box<dyn Step>>, Failure> {
-    refuse_what_is_not_built_yet(profile)?;
+    let (master, worker) = (profile.has(Role::Master), profile.has(Role::Worker));
     let mut steps: Vec<Box<dyn Step>> = vec![
         Box::new(hostname::Hostname),
         Box::new(files::Files),
@@ -40,37 +52,28 @@ pub fn for_profile(profile: &NodeProfile) -> Result<Vec<Box<dyn Step>>, Failure>
     if profile.has(Role::Etcd) {
         steps.push(Box::new(etcd::Etcd));
     }
-    if profile.has(Role::Master) {
+    if master && matches!(profile.load_balancer, LoadBalancer::Keepalived { .. }) {
+        steps.push(Box::new(load_balancer::LoadBalancer));
+    }
+    if master || worker {
         steps.push(Box::new(containerd::Containerd));
         steps.push(Box::new(images::Images));
-        steps.push(Box::new(init::Init));
+        steps.push(if master { Box::new(control_plane::ControlPlane) } else { Box::new(join::Join) });
         steps.push(Box::new(kubelet::Kubelet));
-        steps.push(Box::new(manifests::AdminAccess));
-        steps.push(Box::new(manifests::Manifests));
+        if master {
+            steps.push(Box::new(manifests::AdminAccess));
+            steps.push(Box::new(manifests::Manifests));
+        }
         steps.push(Box::new(node_ready::NodeReady));
     }
     steps.push(Box::new(bless::Bless));
     Ok(steps)
 }
 
-/// What other versions of firstboot do, said before anything changes.
-fn refuse_what_is_not_built_yet(profile: &NodeProfile) -> Result<(), Failure> {
-    let masters = profile.peers.iter().filter(|peer| peer.roles.contains(&Role::Master)).count();
-    if profile.has(Role::Master) && masters != 1 {
-        return Err(Failure::preflight(
-            format!("the profile has {masters} masters, and this firstboot only initialises clusters of one"),
-            "use a cluster file with one master, or a later imgbuild",
-        ));
-    }
-    if profile.has(Role::Worker) && !profile.has(Role::Master) {
-        return Err(Failure::preflight(
-            "the profile is of a worker that would join, and this firstboot cannot join",
-            "use a cluster file with one node, or a later imgbuild",
-        ));
-    }
-    Ok(())
-}
-
+#[cfg(test)]
+mod fake_etcd;
+#[cfg(test)]
+mod several;
 #[cfg(test)]
 mod whole_run;
 
@@ -83,22 +86,31 @@ mod tests {
     #[test]
     fn roles_decide_the_steps() {
         let mut profile = crate::testing::profile();
-        let ids = |profile: &NodeProfile| -> Vec<&'static str> {
-            for_profile(profile).unwrap().iter().map(|step| step.id()).collect()
+        let mut ids = |roles: &[Role], keepalived: bool| -> String {
+            profile.node.roles = roles.iter().copied().collect::<BTreeSet<_>>();
+            profile.load_balancer = if keepalived {
+                LoadBalancer::Keepalived {
+                    vip: "10.0.2.100".parse().unwrap(),
+                    port: 8443,
+                    vrid: 93,
+                    check_interval_seconds: 2,
+                }
+            } else {
+                LoadBalancer::None
+            };
+            let steps: Vec<_> = for_profile(&profile).unwrap().iter().map(|step| step.id()).collect();
+            let steps = steps.join(" ");
+            steps.strip_prefix("hostname files modules sysctl swap network preflight ").unwrap().to_owned()
         };
-        insta::assert_snapshot!(ids(&profile).join(" "), @"hostname files modules sysctl swap network preflight etcd containerd images init kubelet admin-access manifests node-ready bless-boot");
-        profile.node.roles = BTreeSet::from([Role::Etcd]);
-        insta::assert_snapshot!(ids(&profile).join(" "), @"hostname files modules sysctl swap network preflight etcd bless-boot");
-    }
-
-    #[test]
-    fn several_masters_are_refused_before_anything_changes() {
-        let mut profile = crate::testing::profile();
-        profile.peers.push(profiles::node::Peer { name: "master-2".into(), ..profile.peers[0].clone() });
-        let failure = for_profile(&profile).err().unwrap();
-        assert_eq!(failure.exit.code(), 20);
-        assert!(failure.reason.contains("2 masters"));
-        profile.node.roles = BTreeSet::from([Role::Worker]);
-        assert!(for_profile(&profile).err().unwrap().reason.contains("worker"));
+        let all = [Role::Etcd, Role::Master, Role::Worker];
+        insta::assert_snapshot!(ids(&all, false), @"etcd containerd images control-plane kubelet admin-access manifests node-ready bless-boot");
+        insta::assert_snapshot!(ids(&all, true), @"etcd load-balancer containerd images control-plane kubelet admin-access manifests node-ready bless-boot");
+        insta::assert_snapshot!(ids(&[Role::Etcd], true), @"etcd bless-boot");
+        insta::assert_snapshot!(ids(&[Role::Master], true), @"load-balancer containerd images control-plane kubelet admin-access manifests node-ready bless-boot");
+        insta::assert_snapshot!(ids(&[Role::Master], false), @"containerd images control-plane kubelet admin-access manifests node-ready bless-boot");
+        insta::assert_snapshot!(ids(&[Role::Master, Role::Worker], false), @"containerd images control-plane kubelet admin-access manifests node-ready bless-boot");
+        insta::assert_snapshot!(ids(&[Role::Master, Role::Etcd], true), @"etcd load-balancer containerd images control-plane kubelet admin-access manifests node-ready bless-boot");
+        insta::assert_snapshot!(ids(&[Role::Worker], true), @"containerd images join kubelet node-ready bless-boot");
+        insta::assert_snapshot!(ids(&[Role::Worker, Role::Etcd], true), @"etcd containerd images join kubelet node-ready bless-boot");
     }
 }

@@ -4,17 +4,23 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use profiles::node::Role;
 use serde_json::Value;
 
-use super::init::{kubectl, last_line};
+use super::kubeadm::{kubectl, kubectl_as, last_line};
 use crate::context::{Cx, Poll};
 use crate::engine::{State, Step};
+
+const KUBELETS_CONFIG: &str = "/etc/kubernetes/kubelet.conf";
 
 pub(super) struct NodeReady;
 
 /// Ready, or what is missing.
 fn poll(cx: &Cx<'_>) -> Result<Poll<()>> {
-    let output = cx.try_run(&kubectl(&["get", "node", &cx.profile().node.name, "-o", "json"]))?;
+    let args = ["get", "node", &cx.profile().node.name, "-o", "json"];
+    // A worker has no administrator's access; its kubelet may read its own Node.
+    let ask = if cx.profile().has(Role::Master) { kubectl(&args) } else { kubectl_as(KUBELETS_CONFIG, &args) };
+    let output = cx.try_run(&ask)?;
     if !output.success() {
         return Ok(Poll::Pending(last_line(&output.stderr_tail)));
     }
@@ -62,6 +68,14 @@ mod tests {
     use crate::engine::converge;
     use crate::runner::Output;
     use crate::testing::Lab;
+
+    #[test]
+    fn a_worker_asks_as_its_kubelet() {
+        let mut lab = Lab::new();
+        lab.plan.profile.node.roles = [Role::Worker].into();
+        let _ = poll(&lab.cx()).unwrap_err();
+        assert!(lab.runner.take_trace()[0].starts_with("kubectl --kubeconfig=/etc/kubernetes/kubelet.conf "));
+    }
 
     #[test]
     fn passes_on_what_kubelet_says_is_missing() {

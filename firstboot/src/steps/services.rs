@@ -30,6 +30,12 @@ pub(super) fn restart(cx: &Cx<'_>, unit: &str) -> Result<()> {
     Ok(())
 }
 
+/// Makes a running `unit` read its configuration again, without stopping it.
+pub(super) fn reload(cx: &Cx<'_>, unit: &str) -> Result<()> {
+    cx.run(&Command::new("systemctl", ["reload", unit]))?;
+    Ok(())
+}
+
 /// Stops `unit` and waits for its end.
 pub(super) fn stop(cx: &Cx<'_>, unit: &str) -> Result<()> {
     cx.run(&Command::new("systemctl", ["stop", unit]))?;

@@ -5,21 +5,22 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
+use super::fake_etcd::{SharedEtcd, attach};
 use crate::engine::converge;
 use crate::journal::{Event, Journal};
 use crate::payload::Payload;
 use crate::runner::Output;
 use crate::seed::document;
-use crate::testing::{Lab, PROFILE};
+use crate::testing::{DISCOVERY, Lab, PROFILE};
 use crate::{rendered, steps};
 
 const READY: &str = r#"{"status":{"conditions":[{"type":"Ready","status":"True"}]}}"#;
 
 /// What a kernel, a payload and a seed bring; the programs all succeed.
-fn prepare(lab: &mut Lab) {
+fn prepare(lab: &mut Lab, profile: &str) {
     let user_data = format!(
         "#cloud-config\nimgbuild:\n  schema: 1\n  profile: {}\n  secrets: {{/etc/kubernetes/pki/ca.key: KEY}}\n",
-        PROFILE.replace('\n', " ")
+        profile.replace('\n', " ")
     );
     let seed = document::parse(b"instance-id: a", user_data.as_bytes()).unwrap();
     let payload = Payload { images: vec!["k8s.gcr.io/pause:3.2".into()], ..Payload::default() };
@@ -37,21 +38,48 @@ fn prepare(lab: &mut Lab) {
         }
     }
     lab.write("/opt/imgbuild/images/oci-layout", "{}");
-    lab.write("/opt/imgbuild/images/index.json", "{}");
+    lab.write("/opt/imgbuild/images/index.json", r#"{"manifests": []}"#);
     lab.write("/opt/imgbuild/images/blobs/sha256/aa", "blob");
     lab.runner.answer("ctr -n k8s.io images ls -q", 0, "k8s.gcr.io/pause:3.2\n", "");
     lab.runner.answer("kubectl --kubeconfig=/etc/kubernetes/admin.conf --request-timeout=30s get node", 0, READY, "");
+    lab.write("/etc/kubernetes/discovery.conf", DISCOVERY);
+    let kubelet = "kubectl --kubeconfig=/etc/kubernetes/kubelet.conf --request-timeout=30s get node";
+    lab.runner.answer(kubelet, 0, READY, "");
+    let discovery = "kubectl --kubeconfig=/etc/kubernetes/discovery.conf --request-timeout=30s get node";
+    lab.runner.answer(discovery, 1, "", "Error from server (NotFound): no such node");
+    let root = lab.root();
+    lab.runner.on("kubeadm join", move |_| {
+        std::fs::write(root.join("etc/kubernetes/kubelet.conf"), "x").unwrap();
+        Output::default()
+    });
 }
 
-fn fresh() -> Lab {
+/// The lab's profile as that of a worker beside a master.
+fn worker() -> String {
+    let mut profile: serde_json::Value = serde_json::from_str(PROFILE).unwrap();
+    let mut peer = profile["peers"][0].clone();
+    (peer["name"], peer["address"], peer["pod_subnet"]) =
+        ("worker-1".into(), "10.0.2.16".into(), "10.244.1.0/24".into());
+    peer["roles"] = serde_json::json!(["worker"]);
+    for (key, value) in [("name", "worker-1".into()), ("roles", peer["roles"].clone())] {
+        profile["node"][key] = value;
+    }
+    (profile["node"]["address"], profile["node"]["pod_subnet"]) = ("10.0.2.16/24".into(), "10.244.1.0/24".into());
+    profile["peers"].as_array_mut().unwrap().push(peer);
+    profile.to_string()
+}
+
+fn fresh(etcd: &SharedEtcd) -> Lab {
     let mut lab = Lab::new();
-    prepare(&mut lab);
+    prepare(&mut lab, PROFILE);
+    attach(&lab, etcd);
     lab
 }
 
-fn reboot(lab: Lab) -> Lab {
+fn reboot(lab: Lab, etcd: &SharedEtcd) -> Lab {
     let mut lab = lab.reboot();
-    prepare(&mut lab);
+    prepare(&mut lab, PROFILE);
+    attach(&lab, etcd);
     lab
 }
 
@@ -64,30 +92,57 @@ fn run(lab: &Lab, fuse: Option<usize>) -> Result<(), String> {
 
 #[test]
 fn converges_from_a_power_cut_after_every_record() {
-    let lab = fresh();
+    let lab = fresh(&SharedEtcd::default());
     run(&lab, None).unwrap();
     let records = Journal::read(&lab.root().join("var/lib/imgbuild/journal.jsonl"));
     assert_eq!(records.last().unwrap().event, Event::Converged);
     let inits = |lab: &Lab| lab.runner.take_trace().iter().filter(|line| line.starts_with("kubeadm init")).count();
     assert_eq!(inits(&lab), 1);
     for fuse in 0..records.len() {
-        let lab = fresh();
+        let etcd = SharedEtcd::default();
+        let lab = fresh(&etcd);
         run(&lab, Some(fuse)).unwrap_err();
         let done: BTreeSet<String> = Journal::read(&lab.root().join("var/lib/imgbuild/journal.jsonl"))
             .into_iter()
             .filter(|record| record.event == Event::Done)
             .map(|record| record.step)
             .collect();
-        let lab = reboot(lab);
+        let lab = reboot(lab, &etcd);
         run(&lab, None).unwrap_or_else(|error| panic!("power cut after {fuse} records: {error}"));
-        let again = usize::from(!done.contains(steps::INIT));
+        let again = usize::from(!done.contains(steps::CONTROL_PLANE));
         assert_eq!(inits(&lab), again, "power cut after {fuse} records");
     }
 }
 
 #[test]
+fn a_worker_converges_from_a_power_cut_after_every_record() {
+    let profile = worker();
+    let prepared = |mut lab: Lab| {
+        prepare(&mut lab, &profile);
+        lab.host.addresses.borrow_mut().push("10.0.2.16".parse().unwrap());
+        lab
+    };
+    let path = |lab: &Lab| lab.root().join("var/lib/imgbuild/journal.jsonl");
+    let lab = prepared(Lab::new());
+    run(&lab, None).unwrap();
+    let records = Journal::read(&path(&lab));
+    assert_eq!(records.last().unwrap().event, Event::Converged);
+    assert!(!lab.runner.take_trace().iter().any(|line| line.starts_with("etcdctl") || line.contains("admin.conf")));
+    for fuse in 0..records.len() {
+        let lab = prepared(Lab::new());
+        run(&lab, Some(fuse)).unwrap_err();
+        let joined =
+            Journal::read(&path(&lab)).iter().any(|record| record.event == Event::Done && record.step == steps::JOIN);
+        let lab = prepared(lab.reboot());
+        run(&lab, None).unwrap_or_else(|error| panic!("power cut after {fuse} records: {error}"));
+        let joins = lab.runner.take_trace().iter().filter(|line| line.starts_with("kubeadm join")).count();
+        assert_eq!(joins, usize::from(!joined), "power cut after {fuse} records");
+    }
+}
+
+#[test]
 fn nothing_runs_kubelet_before_init_is_done() {
-    let lab = fresh();
+    let lab = fresh(&SharedEtcd::default());
     let enabled = Rc::new(Cell::new(false));
     let (enable, ask) = (enabled.clone(), enabled.clone());
     lab.runner.on("systemctl enable --quiet kubelet", move |_| {

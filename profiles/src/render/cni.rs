@@ -71,7 +71,8 @@ pub(super) fn file(c: &Context<'_>) -> Result<NodeFile, RenderError> {
                 r#type: "bridge",
                 bridge: "cni0",
                 is_gateway: true,
-                ip_masq: true,
+                // masquerade.rs does what is needed of it.
+                ip_masq: false,
                 // A pod must reach itself through its own service.
                 hairpin_mode: true,
                 mtu: c.profile.network.mtu,

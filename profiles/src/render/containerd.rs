@@ -4,12 +4,20 @@
 
 use serde::Serialize;
 
-use super::{CONTAINERD_SOCKET, Context, NodeFile, RenderError, enabled, text};
+use super::{CONTAINERD_SOCKET, Context, NodeFile, RenderError, enabled, ini, line, text};
+use crate::node::NetworkPlugin;
 use crate::yaml;
 
 const CONFIG: &str = "/etc/containerd/config.toml";
 const CRICTL: &str = "/etc/crictl.yaml";
-const CNI_BIN: &str = "/opt/imgbuild/cni/bin";
+/// CNI plugins of the payload.
+const PAYLOAD_CNI: &str = "/opt/imgbuild/cni/bin";
+/// Where network plugins that run as pods put theirs, whatever the runtime is told.
+const CNI_BIN: &str = "/opt/cni/bin";
+/// The unit that makes it writable; systemd wants this name for that path.
+const CNI_MOUNT: &str = "opt-cni-bin.mount";
+/// What is written there. Not below /var/lib/cni, which older `kubeadm reset` empties; tmpfiles.d makes its directories.
+const CNI_FILES: &str = "/var/lib/cni-bin";
 const CNI_CONF: &str = "/etc/cni/net.d";
 const SNAPSHOTTER: &str = "overlayfs";
 
@@ -127,10 +135,53 @@ pub(super) fn files(c: &Context<'_>) -> Result<Vec<NodeFile>, RenderError> {
         toml::to_string(&config(c)).map_err(|error| RenderError::Format { file: CONFIG, reason: error.to_string() })?;
     let endpoint = format!("unix://{CONTAINERD_SOCKET}");
     let crictl = Crictl { runtime_endpoint: endpoint.clone(), image_endpoint: endpoint, timeout: 60 };
-    Ok(vec![
+    let mut files = vec![
         text(CONFIG, toml),
         text(CRICTL, yaml::to_string(&crictl).map_err(RenderError::yaml(CRICTL))?),
         enabled("containerd.service", "/usr/lib/systemd/system"),
+    ];
+    if installs_plugins(c) {
+        files.push(text(&format!("/etc/systemd/system/{CNI_MOUNT}"), cni_mount()));
+        let wants = vec![line("Requires", CNI_MOUNT), line("After", CNI_MOUNT)];
+        files.push(text("/etc/systemd/system/containerd.service.d/10-cni.conf", ini(&[("Unit", wants)])));
+    }
+    Ok(files)
+}
+
+/// Whether the pod network brings CNI plugins of its own to the node.
+fn installs_plugins(c: &Context<'_>) -> bool {
+    match c.profile.network.plugin {
+        NetworkPlugin::Bridge => false,
+        NetworkPlugin::Calico | NetworkPlugin::Manifest => true,
+    }
+}
+
+/// The payload's plugins, and over them what pods install: a network plugin goes with the `portmap` and `loopback` that it
+/// was tested with. The same for every containerd, of which older ones look into one directory only. The root is read-only
+/// and has the empty directory.
+fn cni_mount() -> String {
+    ini(&[
+        (
+            "Unit",
+            vec![
+                line("Description", "CNI plugins of the payload and of the pod network"),
+                line("DefaultDependencies", "no"),
+                line("RequiresMountsFor", format!("{PAYLOAD_CNI} {CNI_FILES}")),
+                // By default it would be before local-fs.target, and that is before the directories are made.
+                line("After", "systemd-tmpfiles-setup.service"),
+                line("Conflicts", "umount.target"),
+                line("Before", "umount.target"),
+            ],
+        ),
+        (
+            "Mount",
+            vec![
+                line("What", "overlay"),
+                line("Where", CNI_BIN),
+                line("Type", "overlay"),
+                line("Options", format!("lowerdir={PAYLOAD_CNI},upperdir={CNI_FILES}/files,workdir={CNI_FILES}/work")),
+            ],
+        ),
     ])
 }
 
@@ -142,7 +193,8 @@ fn config(c: &Context<'_>) -> Config {
         runc: Runc { runtime_type: "io.containerd.runc.v2", options: RuncOptions { systemd_cgroup: true } },
     };
     let many = c.containerd.has_cni_bin_dirs();
-    let cni = Cni { bin_dir: (!many).then_some(CNI_BIN), bin_dirs: many.then_some([CNI_BIN]), conf_dir: CNI_CONF };
+    let bin = if installs_plugins(c) { CNI_BIN } else { PAYLOAD_CNI };
+    let cni = Cni { bin_dir: (!many).then_some(bin), bin_dirs: many.then_some([bin]), conf_dir: CNI_CONF };
     let default_runtime_name = "runc";
     let (version, plugins) = if c.containerd.has_config_v3() {
         let plugins = PluginsV3 {

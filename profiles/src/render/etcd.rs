@@ -3,12 +3,16 @@
 
 use serde::Serialize;
 
-use super::{Context, ETCD_METRICS, NodeFile, RenderError, enabled, ini, line, text};
+use super::{Context, ETCD_METRICS, NodeFile, RenderError, enabled, ini, line, symlink, text};
 use crate::node::{Architecture, Role};
 use crate::profile::host_port;
 use crate::yaml;
 
 const CONFIG: &str = "/etc/etcd/etcd.yaml";
+/// firstboot's word that etcd may start without data, and with which configuration: `CONFIG=…`. It is gone after the
+/// first start, and after a reboot: etcd without data would otherwise form a cluster of its own.
+const FIRST_START: &str = "/run/imgbuild/etcd.env";
+const WEEKDAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
 
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -46,6 +50,9 @@ pub(super) fn files(c: &Context<'_>) -> Result<Vec<NodeFile>, RenderError> {
         text(CONFIG, yaml::to_string(&config(c)).map_err(RenderError::yaml(CONFIG))?),
         text("/etc/systemd/system/etcd.service", unit(c)),
         enabled("etcd.service", "/etc/systemd/system"),
+        text("/etc/systemd/system/etcd-defrag.service", defrag(c)),
+        text("/etc/systemd/system/etcd-defrag.timer", defrag_timer(c)),
+        symlink("/etc/systemd/system/timers.target.wants/etcd-defrag.timer", "/etc/systemd/system/etcd-defrag.timer"),
     ])
 }
 
@@ -101,7 +108,9 @@ fn unit(c: &Context<'_>) -> String {
         line("Group", "etcd"),
         line("StateDirectory", "etcd"),
         line("StateDirectoryMode", "0700"),
-        line("ExecStart", format!("/usr/bin/etcd --config-file {CONFIG}")),
+        line("Environment", format!("CONFIG={CONFIG}")),
+        line("EnvironmentFile", format!("-{FIRST_START}")),
+        line("ExecStart", "/usr/bin/etcd --config-file ${CONFIG}"),
         // A member is ready when the others are: waiting for them is no failure.
         line("TimeoutStartSec", "infinity"),
         line("Restart", "always"),
@@ -121,10 +130,49 @@ fn unit(c: &Context<'_>) -> String {
                 line("Wants", "network-online.target"),
                 line("After", "network-online.target"),
                 line("ConditionPathExists", "/etc/etcd/pki/server.key"),
+                // One of these two: with data, or when firstboot says so.
+                line("ConditionPathExistsGlob", "|/var/lib/etcd/member/wal/*.wal"),
+                line("ConditionPathExists", format!("|{FIRST_START}")),
                 line("StartLimitIntervalSec", "0"),
             ],
         ),
         ("Service", service),
         ("Install", vec![line("WantedBy", "multi-user.target")]),
+    ])
+}
+
+/// Kubernetes compacts etcd every five minutes, which only makes room inside the database; defragmentation gives it back.
+/// A member does not answer meanwhile, so it is done only while all members are healthy, and to this one alone.
+fn defrag(c: &Context<'_>) -> String {
+    let pki = "/etc/etcd/pki";
+    let etcdctl = |endpoints: &str, command: &str| {
+        format!(
+            "/usr/bin/etcdctl --endpoints={endpoints} --cacert={pki}/ca.crt --cert={pki}/peer.crt --key={pki}/peer.key {command}"
+        )
+    };
+    ini(&[
+        ("Unit", vec![line("Description", "Defragment this etcd member"), line("After", "etcd.service")]),
+        (
+            "Service",
+            vec![
+                line("Type", "oneshot"),
+                line("User", "etcd"),
+                line("Environment", "ETCDCTL_API=3"),
+                line("ExecCondition", etcdctl(&endpoints(c).join(","), "endpoint health")),
+                line("ExecStart", etcdctl(&url(c.address(), 2379), "--command-timeout=300s defrag")),
+            ],
+        ),
+    ])
+}
+
+/// Once a week, every member at its own time. A run that was missed is not made up for: after a power cut all would do it
+/// at once.
+fn defrag_timer(c: &Context<'_>) -> String {
+    let index = c.peers_with(Role::Etcd).position(|peer| peer.name == c.profile.node.name).unwrap_or_default();
+    let (day, hour) = (WEEKDAYS[index % WEEKDAYS.len()], 2 + index / WEEKDAYS.len() % 20);
+    ini(&[
+        ("Unit", vec![line("Description", "Defragment this etcd member every week")]),
+        ("Timer", vec![line("OnCalendar", format!("{day} *-*-* {hour:02}:30:00")), line("AccuracySec", "1min")]),
+        ("Install", vec![line("WantedBy", "timers.target")]),
     ])
 }

@@ -8,7 +8,8 @@ use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
 use super::{
-    CONTAINERD_SOCKET, Context, KUBEADM_CONFIG, NodeFile, RenderError, VOLUME_PLUGINS, etcd, kube_proxy, kubelet, text,
+    CONTAINERD_SOCKET, Context, DISCOVERY_CONFIG, KUBEADM_CONFIG, KUBEADM_JOIN_CONFIG, NodeFile, RenderError,
+    VOLUME_PLUGINS, etcd, kube_proxy, kubelet, text,
 };
 use crate::node::{ClusterDns, LoadBalancer, NetworkPlugin, Role};
 use crate::version::KubeadmApi;
@@ -31,8 +32,45 @@ struct InitConfiguration {
     timeouts: Option<Timeouts>,
 }
 
-/// Has no field for the token: kubeadm makes a random one, and a well-known one cannot be written. Nobody uses it, as
-/// nodes join with what their seed carries; so it lives briefly.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct JoinConfiguration {
+    api_version: &'static str,
+    kind: &'static str,
+    discovery: Discovery,
+    node_registration: NodeRegistration,
+    /// Masters alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    control_plane: Option<JoinControlPlane>,
+    /// Since v1beta4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeouts: Option<JoinTimeouts>,
+}
+
+#[derive(Serialize)]
+struct Discovery {
+    file: FileDiscovery,
+    /// Until v1beta3; `timeouts` took its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout: Option<String>,
+}
+
+/// The kubeconfig holds a credential of this very node, so that no token is needed beside it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FileDiscovery {
+    kube_config_path: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct JoinControlPlane {
+    #[serde(rename = "localAPIEndpoint")]
+    local_api_endpoint: ApiEndpoint,
+}
+
+/// Has no field for the token: kubeadm makes a random one in memory, and a well-known one cannot be written. It never
+/// reaches the cluster, as the phase that would put it there is skipped; if it did, it would live briefly.
 #[derive(Serialize)]
 struct BootstrapToken {
     description: &'static str,
@@ -55,6 +93,8 @@ struct NodeRegistration {
     #[serde(skip_serializing_if = "Option::is_none")]
     image_pull_policy: Option<&'static str>,
     kubelet_extra_args: Args,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ignore_preflight_errors: Option<[&'static str; 1]>,
     /// `None`: kubeadm's taint for masters. Empty: no taint.
     #[serde(skip_serializing_if = "Option::is_none")]
     taints: Option<[(); 0]>,
@@ -65,6 +105,17 @@ struct NodeRegistration {
 struct Timeouts {
     control_plane_component_health_check: String,
     kubelet_health_check: String,
+    #[serde(rename = "kubernetesAPICall")]
+    kubernetes_api_call: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct JoinTimeouts {
+    #[serde(flatten)]
+    common: Timeouts,
+    discovery: String,
+    tls_bootstrap: String,
 }
 
 #[derive(Serialize)]
@@ -80,7 +131,9 @@ struct ClusterConfiguration {
     networking: Networking,
     etcd: EtcdChoice,
     api_server: ApiServer,
-    controller_manager: ControllerManager,
+    controller_manager: Component,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scheduler: Option<Component>,
 }
 
 #[derive(Serialize)]
@@ -113,18 +166,29 @@ struct ApiServer {
     /// Until v1beta3; `timeouts` of InitConfiguration took its place.
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout_for_control_plane: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    extra_args: Option<Args>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct ControllerManager {
+struct Component {
     extra_args: Args,
 }
 
 /// Arguments of a component: a map until v1beta3, a list since v1beta4.
 struct Args {
     api: KubeadmApi,
-    args: BTreeMap<&'static str, String>,
+    args: BTreeMap<String, String>,
+}
+
+impl Args {
+    /// Ours, and what the cluster file adds. Where both speak, ours counts: validation has refused it before.
+    fn new(api: KubeadmApi, ours: BTreeMap<&'static str, String>, extra: &BTreeMap<String, String>) -> Self {
+        let mut args = extra.clone();
+        args.extend(ours.into_iter().map(|(name, value)| (name.to_owned(), value)));
+        Self { api, args }
+    }
 }
 
 #[derive(Serialize)]
@@ -153,18 +217,27 @@ pub(super) fn file(c: &Context<'_>) -> Result<NodeFile, RenderError> {
     Ok(text(KUBEADM_CONFIG, documents.join("---\n")))
 }
 
+/// The configuration of `kubeadm join`: a worker's, or that of a master that joins others.
+pub(super) fn join_file(c: &Context<'_>) -> Result<NodeFile, RenderError> {
+    Ok(text(KUBEADM_JOIN_CONFIG, yaml::to_string(&join(c)).map_err(RenderError::yaml(KUBEADM_JOIN_CONFIG))?))
+}
+
 pub(super) fn args(c: &Context<'_>) -> Vec<String> {
-    match (c.kubernetes.kubeadm_api(), skip_phases(c)) {
-        (KubeadmApi::V1Beta2, phases) if !phases.is_empty() => vec![format!("--skip-phases={}", phases.join(","))],
-        _ => vec![],
+    match c.kubernetes.kubeadm_api() {
+        KubeadmApi::V1Beta2 => vec![format!("--skip-phases={}", skip_phases(c).join(","))],
+        // On the command line the option would replace the list of the file.
+        KubeadmApi::V1Beta3 | KubeadmApi::V1Beta4 => vec![],
     }
 }
 
+/// The phase `bootstrap-token` makes a token that nobody needs here: nodes join with what their seed carries. The one
+/// thing of it that every cluster needs, the approval of kubelets' renewed certificates, firstboot applies itself.
 fn skip_phases(c: &Context<'_>) -> Vec<&'static str> {
-    match c.profile.kubernetes.dns {
-        ClusterDns::None => vec!["addon/coredns"],
-        ClusterDns::Coredns => vec![],
+    let mut phases = vec!["bootstrap-token"];
+    if c.profile.kubernetes.dns == ClusterDns::None {
+        phases.push("addon/coredns");
     }
+    phases
 }
 
 fn api_version(api: KubeadmApi) -> &'static str {
@@ -181,43 +254,93 @@ pub(super) fn joined(nets: &[IpNet]) -> String {
 }
 
 /// As Go writes durations.
-fn timeout(c: &Context<'_>) -> String {
-    let seconds = c.profile.kubernetes.control_plane_timeout_seconds;
+fn duration(seconds: u32) -> String {
     format!("{}m{}s", seconds / 60, seconds % 60)
 }
 
-fn init(c: &Context<'_>) -> InitConfiguration {
+fn timeout(c: &Context<'_>) -> String {
+    duration(c.profile.kubernetes.control_plane_timeout_seconds)
+}
+
+/// Where the control plane is slow, so is everything that waits for it. Never less than kubeadm's own defaults, which
+/// are five minutes for discovery and bootstrap, and one for a call.
+fn join_timeout(c: &Context<'_>) -> String {
+    duration(c.profile.kubernetes.control_plane_timeout_seconds.max(300))
+}
+
+fn timeouts(c: &Context<'_>) -> Timeouts {
+    Timeouts {
+        control_plane_component_health_check: timeout(c),
+        kubelet_health_check: timeout(c),
+        kubernetes_api_call: duration((c.profile.kubernetes.control_plane_timeout_seconds / 4).max(60)),
+    }
+}
+
+fn local_api_endpoint(c: &Context<'_>) -> ApiEndpoint {
+    ApiEndpoint { advertise_address: c.address().to_string(), bind_port: c.profile.kubernetes.apiserver_port }
+}
+
+fn node_registration(c: &Context<'_>) -> NodeRegistration {
     let (api, node) = (c.kubernetes.kubeadm_api(), &c.profile.node);
-    let phases = skip_phases(c);
+    // Two addresses, one per IP family, are what makes a bare-metal node one of both. The list came with 1.20, and the
+    // feature gate IPv6DualStack is on since 1.21, the first version that validation lets have two families.
+    let addresses: Vec<String> = node.addresses().map(|address| address.addr().to_string()).collect();
     let mut kubelet_args =
-        BTreeMap::from([("node-ip", c.address().to_string()), ("volume-plugin-dir", VOLUME_PLUGINS.to_owned())]);
+        BTreeMap::from([("node-ip", addresses.join(",")), ("volume-plugin-dir", VOLUME_PLUGINS.to_owned())]);
     if !node.labels.is_empty() {
         let labels: Vec<String> = node.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
         kubelet_args.insert("node-labels", labels.join(","));
     }
+    NodeRegistration {
+        name: node.name.clone(),
+        // What kubeadm of that version would write itself: a URL since 1.24.
+        cri_socket: if c.kubernetes.minor >= 24 {
+            format!("unix://{CONTAINERD_SOCKET}")
+        } else {
+            CONTAINERD_SOCKET.to_owned()
+        },
+        image_pull_policy: (api != KubeadmApi::V1Beta2).then_some("IfNotPresent"),
+        kubelet_extra_args: Args::new(api, kubelet_args, &c.profile.kubernetes.extra_args.kubelet),
+        // kubeadm wants to pull the CoreDNS image even when it skips the add-on. What is needed was proved complete by
+        // the build, and is verified by the step that imports images.
+        ignore_preflight_errors: (c.profile.kubernetes.dns == ClusterDns::None).then_some(["ImagePull"]),
+        taints: (c.profile.has(Role::Master) && c.profile.has(Role::Worker)).then_some([]),
+    }
+}
+
+fn init(c: &Context<'_>) -> InitConfiguration {
+    let api = c.kubernetes.kubeadm_api();
     InitConfiguration {
         api_version: api_version(api),
         kind: "InitConfiguration",
         bootstrap_tokens: [BootstrapToken { description: "made by kubeadm init, used by nobody", ttl: "15m0s" }],
-        local_api_endpoint: ApiEndpoint {
-            advertise_address: c.address().to_string(),
-            bind_port: c.profile.kubernetes.apiserver_port,
+        local_api_endpoint: local_api_endpoint(c),
+        node_registration: node_registration(c),
+        skip_phases: (api != KubeadmApi::V1Beta2).then(|| skip_phases(c)),
+        timeouts: (api == KubeadmApi::V1Beta4).then(|| timeouts(c)),
+    }
+}
+
+fn join(c: &Context<'_>) -> JoinConfiguration {
+    let api = c.kubernetes.kubeadm_api();
+    let in_timeouts = api == KubeadmApi::V1Beta4;
+    JoinConfiguration {
+        api_version: api_version(api),
+        kind: "JoinConfiguration",
+        discovery: Discovery {
+            file: FileDiscovery { kube_config_path: DISCOVERY_CONFIG },
+            timeout: (!in_timeouts).then(|| join_timeout(c)),
         },
-        node_registration: NodeRegistration {
-            name: node.name.clone(),
-            // What kubeadm of that version would write itself: a URL since 1.24.
-            cri_socket: if c.kubernetes.minor >= 24 {
-                format!("unix://{CONTAINERD_SOCKET}")
-            } else {
-                CONTAINERD_SOCKET.to_owned()
-            },
-            image_pull_policy: (api != KubeadmApi::V1Beta2).then_some("IfNotPresent"),
-            kubelet_extra_args: Args { api, args: kubelet_args },
-            taints: c.profile.has(Role::Worker).then_some([]),
-        },
-        skip_phases: (api != KubeadmApi::V1Beta2 && !phases.is_empty()).then_some(phases),
-        timeouts: (api == KubeadmApi::V1Beta4)
-            .then(|| Timeouts { control_plane_component_health_check: timeout(c), kubelet_health_check: timeout(c) }),
+        node_registration: node_registration(c),
+        control_plane: c
+            .profile
+            .has(Role::Master)
+            .then(|| JoinControlPlane { local_api_endpoint: local_api_endpoint(c) }),
+        timeouts: in_timeouts.then(|| JoinTimeouts {
+            common: timeouts(c),
+            discovery: join_timeout(c),
+            tls_bootstrap: join_timeout(c),
+        }),
     }
 }
 
@@ -253,16 +376,24 @@ fn cluster(c: &Context<'_>) -> ClusterConfiguration {
         api_server: ApiServer {
             cert_sans: cert_sans(c),
             timeout_for_control_plane: (api != KubeadmApi::V1Beta4).then(|| timeout(c)),
+            extra_args: (!k.extra_args.apiserver.is_empty())
+                .then(|| Args::new(api, BTreeMap::new(), &k.extra_args.apiserver)),
         },
-        controller_manager: ControllerManager { extra_args: Args { api, args: manager_args } },
+        controller_manager: Component { extra_args: Args::new(api, manager_args, &k.extra_args.controller_manager) },
+        scheduler: (!k.extra_args.scheduler.is_empty())
+            .then(|| Component { extra_args: Args::new(api, BTreeMap::new(), &k.extra_args.scheduler) }),
     }
 }
 
 /// kubeadm adds this node, the service names and the endpoint's host; the other masters and localhost it does not.
 fn cert_sans(c: &Context<'_>) -> Vec<String> {
     let mut sans = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    if c.has_v6() {
+        sans.push("::1".to_owned());
+    }
     for master in c.peers_with(Role::Master) {
-        sans.extend([master.name.clone(), master.address.to_string()]);
+        sans.push(master.name.clone());
+        sans.extend(master.addresses().map(|address| address.to_string()));
     }
     if let LoadBalancer::Keepalived { vip, .. } = c.profile.load_balancer {
         sans.push(vip.to_string());

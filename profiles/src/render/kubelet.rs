@@ -3,30 +3,32 @@
 
 use serde::Serialize;
 
-use super::{CONTAINERD_SOCKET, Context, NodeFile, PAYLOAD_BIN, enabled, ini, line, text};
-use crate::node::ClusterDns;
+use super::{CONTAINERD_SOCKET, Context, NodeFile, PAYLOAD_BIN, enabled, ini, line, masquerade, routes, text};
+use crate::node::{ClusterDns, NetworkPlugin};
 
-pub(super) fn files() -> Vec<NodeFile> {
+pub(super) fn files(c: &Context<'_>) -> Vec<NodeFile> {
     vec![
-        text("/etc/systemd/system/kubelet.service", unit()),
+        text("/etc/systemd/system/kubelet.service", unit(c)),
         text("/etc/systemd/system/kubelet.service.d/10-kubeadm.conf", drop_in()),
         enabled("kubelet.service", "/etc/systemd/system"),
     ]
 }
 
-fn unit() -> String {
+fn unit(c: &Context<'_>) -> String {
+    let mut dependencies = vec![
+        line("Description", "kubelet"),
+        line("Wants", "network-online.target"),
+        line("After", "network-online.target containerd.service"),
+    ];
+    if c.profile.network.plugin == NetworkPlugin::Bridge {
+        dependencies.extend([line("Wants", masquerade::UNIT), line("After", masquerade::UNIT)]);
+        dependencies.push(line("Wants", routes::TIMER));
+    }
+    // kubeadm writes it and starts kubelet; until then there is nothing to run.
+    dependencies.push(line("ConditionPathExists", "/var/lib/kubelet/config.yaml"));
+    dependencies.push(line("StartLimitIntervalSec", "0"));
     ini(&[
-        (
-            "Unit",
-            vec![
-                line("Description", "kubelet"),
-                line("Wants", "network-online.target"),
-                line("After", "network-online.target containerd.service"),
-                // kubeadm writes it and starts kubelet; until then there is nothing to run.
-                line("ConditionPathExists", "/var/lib/kubelet/config.yaml"),
-                line("StartLimitIntervalSec", "0"),
-            ],
-        ),
+        ("Unit", dependencies),
         (
             "Service",
             vec![
@@ -69,6 +71,9 @@ fn drop_in() -> String {
 pub(super) struct KubeletConfiguration {
     api_version: &'static str,
     kind: &'static str,
+    /// Where kubelet serves: everything, of both families, on a node with IPv6; else its default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<&'static str>,
     authentication: Authentication,
     authorization: Authorization,
     cgroup_driver: &'static str,
@@ -136,6 +141,7 @@ pub(super) fn configuration(c: &Context<'_>) -> KubeletConfiguration {
     KubeletConfiguration {
         api_version: "kubelet.config.k8s.io/v1beta1",
         kind: "KubeletConfiguration",
+        address: c.has_v6().then_some("::"),
         authentication: Authentication {
             anonymous: Enabled { enabled: false },
             webhook: Enabled { enabled: true },

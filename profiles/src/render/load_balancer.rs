@@ -1,25 +1,57 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! haproxy and keepalived on the masters. Both have formats of their own, written line by line.
+//!
+//! Where the API server is asked, it is for /readyz, which anonymous clients may see: /healthz says good of one that does
+//! not serve yet. Certificates are not verified there: one that expired must not take the address away from
+//! all masters, and what answers is reached directly, by its address.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Context, NodeFile, RenderError, enabled, text};
 use crate::node::Role;
 use crate::profile::host_port;
 
-pub(super) fn files(c: &Context<'_>, vip: IpAddr, port: u16, vrid: u8) -> Result<Vec<NodeFile>, RenderError> {
+/// What the profile says of the load balancer.
+pub(super) struct Settings {
+    pub(super) vip: IpAddr,
+    pub(super) port: u16,
+    pub(super) vrid: u8,
+    /// Seconds between two checks.
+    pub(super) interval: u32,
+}
+
+impl Settings {
+    /// How long an answer may take: a slow machine is not a dead one.
+    fn patience(&self) -> u32 {
+        self.interval.saturating_mul(2)
+    }
+
+    /// Seconds between two adverts; three missed ones make a backup take over. 40 is the most the protocol can say.
+    fn advert(&self) -> u32 {
+        (self.interval / 2).clamp(1, 40)
+    }
+
+    /// `v4` or, for a virtual address of IPv6, `v6`.
+    fn of_family(&self, v4: Ipv4Addr, v6: Ipv6Addr) -> IpAddr {
+        if self.vip.is_ipv6() { v6.into() } else { v4.into() }
+    }
+}
+
+pub(super) fn files(c: &Context<'_>, s: &Settings) -> Result<Vec<NodeFile>, RenderError> {
     let interface = c.profile.node.interface.as_deref().ok_or(RenderError::Invalid("interface"))?;
     Ok(vec![
-        text("/etc/haproxy/haproxy.cfg", haproxy(c, vip, port)),
+        text("/etc/haproxy/haproxy.cfg", haproxy(c, s)),
         enabled("haproxy.service", "/usr/lib/systemd/system"),
-        text("/etc/keepalived/keepalived.conf", keepalived(c, vip, port, vrid, interface)),
+        text("/etc/keepalived/keepalived.conf", keepalived(c, s, interface)),
         enabled("keepalived.service", "/usr/lib/systemd/system"),
     ])
 }
 
-/// No statistics page: nobody asked for one, and its password would be known to all.
-fn haproxy(c: &Context<'_>, vip: IpAddr, port: u16) -> String {
-    let any = if vip.is_ipv6() { "::" } else { "0.0.0.0" };
+/// No statistics page: nobody asked for one, and its password would be known to all. The socket is root's alone.
+fn haproxy(c: &Context<'_>, s: &Settings) -> String {
+    // Not the virtual address: a master that does not hold it could not bind it.
+    let bind = host_port(s.of_family(Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED), s.port);
+    let (interval, patience) = (s.interval, s.patience());
     let mut text = format!(
         "\
 # Written by imgbuild; changes are lost.
@@ -39,17 +71,18 @@ defaults
     # kubectl logs and watches stay silent for long
     timeout client 4h
     timeout server 4h
+    timeout check {patience}s
 
 frontend apiserver
-    bind {any}:{port}
+    bind {bind}
     default_backend masters
 
 backend masters
     balance roundrobin
     # A port that answers is not yet an API server that serves
-    option httpchk GET /healthz
+    option httpchk GET /readyz
     http-check expect status 200
-    default-server check check-ssl verify none inter 2s fall 3 rise 2
+    default-server check check-ssl verify none inter {interval}s fall 3 rise 2
 "
     );
     for master in c.peers_with(Role::Master) {
@@ -60,18 +93,26 @@ backend masters
 }
 
 /// All masters start as BACKUP with `nopreempt`: nothing fails back by itself. The check has no weight: when it fails,
-/// the instance leaves the election. With a weight, `nopreempt` would keep a dead haproxy in office.
-fn keepalived(c: &Context<'_>, vip: IpAddr, port: u16, vrid: u8, interface: &str) -> String {
+/// the instance leaves the election. With a weight, `nopreempt` would keep a dead haproxy in office. It goes through the
+/// haproxy of this node, and so fails when that is dead or finds no API server at all.
+///
+/// No `authentication`: VRRP version 3 has none (RFC 5798), and version 2 sends its eight characters readable to the
+/// whole segment. The peers are listed and `check_unicast_src` drops adverts of others instead.
+fn keepalived(c: &Context<'_>, s: &Settings, interface: &str) -> String {
     let node = &c.profile.node;
     let priority =
         100usize.saturating_sub(c.peers_with(Role::Master).position(|peer| peer.name == node.name).unwrap_or(0)).max(1);
-    let own = c.address();
     let peers: String = c
         .peers_with(Role::Master)
         .filter(|peer| peer.name != node.name)
         .map(|peer| format!("        {}\n", peer.address))
         .collect();
-    let local = host_port(if vip.is_ipv6() { [0, 0, 0, 0, 0, 0, 0, 1].into() } else { [127, 0, 0, 1].into() }, port);
+    let unicast = match peers.as_str() {
+        // A sole master speaks to nobody; an empty list would be an error.
+        "" => String::new(),
+        _ => format!("    unicast_src_ip {}\n    unicast_peer {{\n{peers}    }}\n    check_unicast_src\n", c.address()),
+    };
+    let local = host_port(s.of_family(Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST), s.port);
     format!(
         "\
 # Written by imgbuild; changes are lost.
@@ -83,9 +124,10 @@ global_defs {{
 }}
 
 vrrp_script apiserver {{
-    script \"/usr/bin/curl --silent --fail --insecure --max-time 3 --output /dev/null https://{local}/healthz\"
-    interval 3
-    timeout 5
+    script \"/usr/bin/curl --silent --fail --insecure --globoff --max-time {patience} --output /dev/null \
+https://{local}/readyz\"
+    interval {interval}
+    timeout {timeout}
     fall 3
     rise 2
     weight 0
@@ -97,11 +139,8 @@ vrrp_instance apiserver {{
     interface {interface}
     virtual_router_id {vrid}
     priority {priority}
-    advert_int 1
-    unicast_src_ip {own}
-    unicast_peer {{
-{peers}    }}
-    virtual_ipaddress {{
+    advert_int {advert}
+{unicast}    virtual_ipaddress {{
         {vip}/{prefix} dev {interface}
     }}
     track_script {{
@@ -110,6 +149,12 @@ vrrp_instance apiserver {{
 }}
 ",
         name = node.name,
+        interval = s.interval,
+        patience = s.patience(),
+        timeout = s.patience().saturating_add(1),
+        vrid = s.vrid,
+        advert = s.advert(),
+        vip = s.vip,
         prefix = node.address.prefix_len(),
     )
 }

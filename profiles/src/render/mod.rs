@@ -4,12 +4,15 @@
 
 mod cni;
 mod containerd;
+mod coredns;
 mod etcd;
 mod kube_proxy;
 mod kubeadm;
 mod kubelet;
 mod load_balancer;
+mod masquerade;
 mod network;
+mod routes;
 mod system;
 
 use std::net::IpAddr;
@@ -23,8 +26,14 @@ use crate::yaml::YamlError;
 pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 /// Programs of the payload.
 pub const PAYLOAD_BIN: &str = "/opt/imgbuild/bin";
-/// kubeadm's configuration on a master.
+/// kubeadm's configuration on a master, for `kubeadm init`.
 pub const KUBEADM_CONFIG: &str = "/etc/kubernetes/kubeadm.yaml";
+/// kubeadm's configuration for `kubeadm join`, on workers, and on masters of a cluster that has several.
+pub const KUBEADM_JOIN_CONFIG: &str = "/etc/kubernetes/kubeadm-join.yaml";
+/// Manifests of our own for the cluster, applied in the order of their names before the payload's.
+pub const MANIFESTS_DIR: &str = "/etc/kubernetes/imgbuild/";
+/// The kubeconfig with the credential of a joining node; a secret of the seed, not rendered.
+pub const DISCOVERY_CONFIG: &str = "/etc/kubernetes/discovery.conf";
 /// Where etcd answers `/health` without TLS, to the node itself alone.
 pub const ETCD_METRICS: &str = "http://127.0.0.1:2381";
 /// kubelet and kube-controller-manager want to create this directory; its default is below /usr, which is read-only.
@@ -118,6 +127,12 @@ impl<'a> Context<'a> {
         self.profile.has(Role::Master) || self.profile.has(Role::Worker)
     }
 
+    /// Whether nodes or pods have addresses of IPv6.
+    fn has_v6(&self) -> bool {
+        let pods = self.profile.network.pod_subnets.iter().any(|net| net.addr().is_ipv6());
+        pods || self.profile.node.addresses().any(|address| address.addr().is_ipv6())
+    }
+
     fn address(&self) -> IpAddr {
         self.profile.node.address.addr()
     }
@@ -133,16 +148,23 @@ pub fn files(profile: &NodeProfile) -> Result<Vec<NodeFile>, RenderError> {
     }
     if context.runs_pods() {
         files.extend(containerd::files(&context)?);
-        files.extend(kubelet::files());
+        files.extend(kubelet::files(&context));
         if profile.network.plugin == NetworkPlugin::Bridge {
             files.push(cni::file(&context)?);
+            files.extend(masquerade::files(&context)?);
+            files.extend(routes::files());
         }
     }
     if profile.has(Role::Master) {
         files.push(kubeadm::file(&context)?);
-        if let LoadBalancer::Keepalived { vip, port, vrid } = profile.load_balancer {
-            files.extend(load_balancer::files(&context, vip, port, vrid)?);
+        files.extend(coredns::file(&context)?);
+        if let LoadBalancer::Keepalived { vip, port, vrid, check_interval_seconds } = profile.load_balancer {
+            let settings = load_balancer::Settings { vip, port, vrid, interval: check_interval_seconds };
+            files.extend(load_balancer::files(&context, &settings)?);
         }
+    }
+    if profile.joins() {
+        files.push(kubeadm::join_file(&context)?);
     }
     files.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(files)
@@ -159,12 +181,19 @@ fn check(profile: &NodeProfile) -> Result<(), RenderError> {
     let lines = |text: &str| text.contains(|c: char| c.is_control() || c == '"' || c == '\\');
     let node = &profile.node;
     let name_or_address = |text: &str| text.parse::<IpAddr>().is_ok() || is_dns_name(text);
-    let checks: [(&'static str, bool); 8] = [
+    let balancer_is_good = match profile.load_balancer {
+        LoadBalancer::Keepalived { vrid, port, check_interval_seconds, .. } => {
+            vrid > 0 && port != profile.kubernetes.apiserver_port && (1..=60).contains(&check_interval_seconds)
+        }
+        LoadBalancer::None | LoadBalancer::External { .. } => true,
+    };
+    let checks: [(&'static str, bool); 9] = [
         ("cluster name or id", is_dns_name(&profile.cluster.name) && is_dns_name(&profile.cluster.id)),
         ("node name", is_dns_name(&node.name) && profile.peers.iter().all(|peer| is_dns_name(&peer.name))),
         ("mac or interface", !node.mac.iter().chain(&node.interface).any(|text| lines(text) || text.contains(' '))),
         ("list of peers", profile.peers.iter().any(|peer| peer.name == node.name)),
         ("NTP server", profile.network.ntp_servers.iter().all(|server| name_or_address(server))),
+        ("load balancer: its port, its router id or its check interval", balancer_is_good),
         ("DNS domain", is_dns_name(&profile.network.dns_domain)),
         (
             "pod or service subnet",

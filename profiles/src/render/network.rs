@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! systemd-networkd, the resolver, and time servers.
 
+use ipnet::IpNet;
+
 use super::{Context, NodeFile, ini, line, text};
 
 pub(super) fn files(c: &Context<'_>) -> Vec<NodeFile> {
@@ -34,18 +36,25 @@ fn node_network(c: &Context<'_>) -> String {
         // Only real interfaces have no kind; the ends of containers' cables are of type ether too.
         (None, None) => vec![line("Type", "ether"), line("Kind", "!*")],
     };
-    let mut lines = vec![
-        line("Address", node.address),
+    let mut lines: Vec<_> = node.addresses().map(|address| line("Address", address)).collect();
+    lines.extend([
         line("DHCP", "no"),
         line("IPv6AcceptRA", "no"),
         // A restart of networkd must not cut kubelet's and etcd's connections.
         line("KeepConfiguration", "static"),
-    ];
+    ]);
     lines.extend(c.profile.network.gateway.map(|gateway| line("Gateway", gateway)));
     let mut sections = vec![("Match", matches), ("Network", lines)];
     if c.runs_pods() {
+        // The kernel looks for a route before kube-proxy's rules see the packet. Without a default route there is none to
+        // a service, and connections from the node itself would fail at once.
+        let has_default = |subnet: &IpNet| c.profile.network.gateway.is_some_and(|via| via.is_ipv6() == is_v6(subnet));
+        for subnet in c.profile.network.service_subnets.iter().filter(|subnet| !has_default(subnet)) {
+            sections.push(("Route", vec![line("Destination", subnet)]));
+        }
         for peer in c.profile.peers.iter().filter(|peer| peer.name != node.name) {
             // With the plugin bridge, other nodes' pods are behind those nodes. Machines without pods need no route.
+            // `firstboot routes` adds those of nodes that the cluster file gets later.
             let has_pods = peer.roles.iter().any(|role| *role != crate::node::Role::Etcd);
             if let Some(subnet) = peer.pod_subnet.filter(|_| has_pods) {
                 sections.push(("Route", vec![line("Destination", subnet), line("Gateway", peer.address)]));
@@ -53,4 +62,8 @@ fn node_network(c: &Context<'_>) -> String {
         }
     }
     ini(&sections)
+}
+
+fn is_v6(subnet: &IpNet) -> bool {
+    subnet.addr().is_ipv6()
 }

@@ -22,7 +22,9 @@ pub(super) fn files(c: &Context<'_>) -> Vec<NodeFile> {
 fn hosts(c: &Context<'_>) -> String {
     let mut text = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n\n");
     for peer in &c.profile.peers {
-        text += &format!("{} {}\n", peer.address, peer.name);
+        for address in peer.addresses() {
+            text += &format!("{address} {}\n", peer.name);
+        }
     }
     text
 }
@@ -59,8 +61,7 @@ fn sysctl(c: &Context<'_>) -> String {
             ("vm.max_map_count", 262_144),
             ("vm.overcommit_memory", 1),
         ]);
-        let network = &c.profile.network;
-        if network.pod_subnets.iter().any(|net| net.addr().is_ipv6()) {
+        if c.has_v6() {
             settings.extend([("net.ipv6.conf.all.forwarding", 1), ("net.ipv6.conf.default.forwarding", 1)]);
         }
     }

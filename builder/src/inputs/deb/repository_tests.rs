@@ -274,7 +274,7 @@ fn an_index_that_is_not_what_the_release_says() {
 #[test]
 fn files_beside_the_cluster_file() {
     let w = world(|_, _| {});
-    let file = |sha256| Request::File(FileRequest { path: "files/motd".into(), sha256 });
+    let file = |sha256| Request::File(FileRequest { path: "files/motd".into(), sha256: Some(sha256) });
     let e = w.fails(file(Digest::of(b"hello")));
     assert_eq!(e.to_string(), "input `os`: reading the input file files/motd");
     std::fs::create_dir(w.dir.path().join("files")).unwrap();
@@ -284,7 +284,25 @@ fn files_beside_the_cluster_file() {
     assert!(w.downloader.store().has(&Digest::of(b"hello")));
     let lock = w.lock(&requests(&[("motd", file(Digest::of(b"other")))])).unwrap();
     let e = w.session(&w.downloader).fetch(&lock).unwrap_err();
-    assert!(format!("{e:#}").starts_with("file files/motd is not the one the cluster file names: sha256 is"), "{e:#}");
+    assert!(format!("{e:#}").starts_with("file files/motd is not the one that was locked: sha256 is"), "{e:#}");
+    assert_eq!(error::kind(&e), ErrorKind::Verification);
+}
+
+#[test]
+fn the_lock_remembers_files_that_come_without_a_sha256() {
+    let w = world(|_, _| {});
+    let request = Request::File(FileRequest { path: "motd".into(), sha256: None });
+    assert_eq!(w.fails(request.clone()).to_string(), "input `os`: reading the input file motd");
+    std::fs::write(w.dir.path().join("motd"), b"hello").unwrap();
+    let lock = w.lock(&requests(&[("motd", request)])).unwrap();
+    let item = &lock.inputs["motd"].items[0];
+    assert_eq!((item.sha256, item.size), (Digest::of(b"hello"), 5));
+    w.session(&w.downloader).fetch(&lock).unwrap();
+    // On another machine, or after the store was cleaned, with another file in its place.
+    std::fs::remove_file(w.downloader.store().path(&item.sha256)).unwrap();
+    std::fs::write(w.dir.path().join("motd"), b"other").unwrap();
+    let e = w.session(&w.downloader).fetch(&lock).unwrap_err();
+    assert!(format!("{e:#}").starts_with("file motd is not the one that was locked: sha256 is"), "{e:#}");
     assert_eq!(error::kind(&e), ErrorKind::Verification);
 }
 

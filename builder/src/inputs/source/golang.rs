@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -24,6 +25,8 @@ const MESSAGE_TAIL: usize = 4096;
 pub struct Go {
     goroot: PathBuf,
     work: PathBuf,
+    /// Where the libraries of packages are, if the source brings none of its own.
+    libraries: Option<PathBuf>,
     jobs: NonZeroUsize,
 }
 
@@ -34,6 +37,8 @@ pub struct Build<'a> {
     pub packages: &'a [String],
     /// The architecture; `None` for this machine's own.
     pub target: Option<Architecture>,
+    /// Build tags.
+    pub tags: &'a [&'static str],
     /// Values for string variables (`importpath.name`) of the packages.
     pub variables: &'a [(String, String)],
     /// Changes to the source.
@@ -56,12 +61,17 @@ impl Go {
         if version.trim() != wanted && !version.starts_with(&format!("{wanted}.")) {
             bail!("toolchain is {}, wanted {wanted}", version.trim());
         }
-        let go = Self { goroot, work: work.to_owned(), jobs };
+        let go = Self { goroot, work: work.to_owned(), libraries: None, jobs };
         for dir in ["home", "tmp", "cache", "gopath/src"] {
             let path = go.work.join(dir);
             fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
         }
         Ok(go)
+    }
+
+    /// Lets libraries be found in `folder` (`<folder>/src/<import path>`), after the source's own.
+    pub fn with_libraries(self, folder: &Path) -> Self {
+        Self { libraries: Some(folder.to_owned()), ..self }
     }
 
     /// Where the source of an import path belongs.
@@ -86,12 +96,22 @@ impl Go {
         let mut command = self.command(&self.goroot.join("bin/go"), directory, build.target);
         command.args(["build", "-trimpath", "-buildvcs=false", "-p"]).arg(self.jobs.to_string());
         command.arg("-ldflags").arg(linker);
+        if !build.tags.is_empty() {
+            command.arg("-tags").arg(build.tags.join(","));
+        }
         if let Some(overlay) = build.overlay {
             command.arg("-overlay").arg(overlay);
         }
         // With the trailing slash it is a directory even for a single program.
         command.arg("-o").arg(build.output.join("")).args(build.packages);
-        run(command, "go build")
+        run(command, "go build")?;
+        if build.target == Some(Architecture::Loong64) {
+            for package in build.packages {
+                let program = build.output.join(package.rsplit('/').next().unwrap_or(package));
+                mark_new_world(&program).with_context(|| format!("marking {}", program.display()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Runs a program made by [`Go::build`] for this machine, as `go run` would: it finds source as the toolchain does.
@@ -108,6 +128,11 @@ impl Go {
 
     /// A command with the whole environment it gets.
     fn command(&self, program: &Path, directory: &Path, target: Option<Architecture>) -> Command {
+        let mut gopath = self.work.join("gopath").into_os_string();
+        if let Some(libraries) = &self.libraries {
+            gopath.push(":");
+            gopath.push(libraries);
+        }
         let mut command = Command::new(program);
         command.current_dir(directory).stdin(Stdio::null()).env_clear();
         command
@@ -115,7 +140,7 @@ impl Go {
             .env("HOME", self.work.join("home"))
             .env("TMPDIR", self.work.join("tmp"))
             .env("GOROOT", &self.goroot)
-            .env("GOPATH", self.work.join("gopath"))
+            .env("GOPATH", gopath)
             .env("GOCACHE", self.work.join("cache"))
             .env("GOTMPDIR", self.work.join("tmp"))
             .env("GOMAXPROCS", self.jobs.to_string())
@@ -141,6 +166,22 @@ pub fn goarch(architecture: Architecture) -> &'static str {
         Architecture::Amd64 => "amd64",
         Architecture::Loong64 => "loong64",
     }
+}
+
+/// Writes the object ABI that Go 1.20 and later write into the header of programs for LoongArch. Go 1.19 writes the one
+/// before it, as the old world does. It is the version of the relocations, of which a linked program has none: Go's own
+/// port only makes programs for the new world (the LoongArch ELF psABI, "e_flags").
+fn mark_new_world(program: &Path) -> Result<()> {
+    const FLAGS_AT: u64 = 48;
+    const DOUBLE_FLOAT: [u8; 4] = [0x03, 0, 0, 0];
+    const DOUBLE_FLOAT_V1: [u8; 4] = [0x43, 0, 0, 0];
+    let file = fs::OpenOptions::new().read(true).write(true).open(program)?;
+    let mut flags = [0; 4];
+    file.read_exact_at(&mut flags, FLAGS_AT)?;
+    if flags == DOUBLE_FLOAT {
+        file.write_all_at(&DOUBLE_FLOAT_V1, FLAGS_AT)?;
+    }
+    Ok(())
 }
 
 fn run(mut command: Command, name: &str) -> Result<()> {
@@ -220,6 +261,21 @@ fn sources(directory: &Path) -> Result<Vec<PathBuf>> {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn programs_for_loongarch_are_marked() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("program");
+        for (before, after) in [(0x03, 0x43), (0x43, 0x43), (0x41, 0x41)] {
+            let mut header = vec![0; 64];
+            header[48] = before;
+            fs::write(&program, &header).unwrap();
+            mark_new_world(&program).unwrap();
+            header[48] = after;
+            assert_eq!(fs::read(&program).unwrap(), header);
+        }
+        assert!(mark_new_world(&dir.path().join("none")).is_err());
+    }
 
     #[test]
     fn another_release_is_refused() {

@@ -15,10 +15,11 @@ use profiles::node::Architecture;
 use serde::Serialize;
 
 use super::golang::{Build, Go, Overlay};
+use super::steps::{apply_patches, keep, path_text, read, replace_line, write};
 use super::workspace::{single_top, write_tree};
-use super::{Program, Programs, Trees, patch};
+use super::{LIBRARIES, Programs, Trees};
 use crate::store::Store;
-use crate::tree::{FileTree, Kind};
+use crate::tree::FileTree;
 
 /// The import path of the whole tree. Its libraries are found below it (`vendor/`), since it is compiled as a GOPATH:
 /// the archive's `go.mod` is of a time when Go let requirements be implied, and Go 1.19 wants to update it.
@@ -26,9 +27,6 @@ const TOP: &str = "k8s.io/kubernetes";
 
 /// Import path of our own programs, below [`TOP`] so that they find its libraries.
 const OURS: &str = "cmd/imgbuild";
-
-/// Where Debian's library packages put Go source.
-const LIBRARIES: &str = "usr/share/gocode/src";
 
 /// How one release of Kubernetes is compiled. Every field is part of the step key.
 #[derive(Debug, Serialize)]
@@ -238,7 +236,8 @@ impl Job<'_> {
     ) -> Result<()> {
         let packages: Vec<_> = packages.collect();
         let target = Some(self.target);
-        let build = Build { packages: &packages, target, variables: &variables, overlay: Some(overlay), output };
+        let build =
+            Build { packages: &packages, target, tags: &[], variables: &variables, overlay: Some(overlay), output };
         self.go.build(&self.source, &build)
     }
 
@@ -276,7 +275,8 @@ impl Job<'_> {
         tracing::info!("generating the OpenAPI definitions of Kubernetes {}", self.recipe.version);
         let tools = self.scratch.join("tools");
         let generator = [format!("{TOP}/vendor/k8s.io/kube-openapi/cmd/openapi-gen")];
-        let build = Build { packages: &generator, target: None, variables: &[], overlay: None, output: &tools };
+        let build =
+            Build { packages: &generator, target: None, tags: &[], variables: &[], overlay: None, output: &tools };
         self.go.build(&self.source, &build).context("compiling the OpenAPI generator")?;
 
         let inputs: Vec<_> = self.recipe.openapi.lines().map(|directory| format!("{TOP}/{directory}")).collect();
@@ -312,71 +312,6 @@ impl Job<'_> {
     }
 }
 
-/// Applies the patches of the distribution in the order of its series (dpkg-source(1), format "3.0 (quilt)").
-fn apply_patches(store: &Store, packaging: &FileTree, source: &Path) -> Result<()> {
-    let series = read(store, packaging, "", "debian/patches/series")?;
-    for name in series.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        let context = || format!("applying debian/patches/{name}");
-        if name.contains(char::is_whitespace) {
-            bail!("options in debian/patches/series are not supported: {name}");
-        }
-        let diff = read(store, packaging, "", &format!("debian/patches/{name}"))?;
-        for file in patch::parse(diff.as_bytes()).with_context(context)? {
-            let path = source.join(&file.path);
-            let old = match fs::read(&path) {
-                Ok(content) => Some(content),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-                Err(error) => return Err(error).with_context(|| format!("reading {}", file.path)),
-            };
-            match file.apply(old.as_deref()).with_context(context)? {
-                Some(new) => write(&path, new).map(drop)?,
-                None => fs::remove_file(&path).with_context(|| format!("removing {}", file.path))?,
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Replaces the one line that is `from`.
-fn replace_line(text: &str, from: &str, to: &str) -> Result<String> {
-    let count = text.lines().filter(|line| *line == from).count();
-    if count != 1 {
-        bail!("wanted one line `{from}`, found {count}");
-    }
-    Ok(text.lines().map(|line| if line == from { to } else { line }).flat_map(|line| [line, "\n"]).collect())
-}
-
-/// A text file of a tree.
-fn read(store: &Store, tree: &FileTree, top: &str, path: &str) -> Result<String> {
-    let full = if top.is_empty() { path.to_owned() } else { format!("{top}/{path}") };
-    let Some(Kind::File(content)) = tree.get(&full).map(|entry| &entry.kind) else {
-        bail!("there is no file {path} in the archive");
-    };
-    String::from_utf8(content.read(store)?).with_context(|| format!("reading {path}: not UTF-8"))
-}
-
-/// Writes a file of the scratch directory and gives its path back.
-fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<PathBuf> {
-    let context = || format!("writing {}", path.display());
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).with_context(context)?;
-    }
-    fs::write(path, content).with_context(context)?;
-    Ok(path.to_owned())
-}
-
-/// Copies a compiled program into the store.
-fn keep(store: &Store, path: &Path) -> Result<Program> {
-    let context = || format!("keeping compiled program {}", path.display());
-    let file = fs::File::open(path).with_context(context)?;
-    let (object, size) = store.put_reader(file, None).with_context(context)?;
-    Ok(Program { object, size })
-}
-
-fn path_text(path: &Path) -> Result<&str> {
-    path.to_str().with_context(|| format!("path {} is not UTF-8", path.display()))
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -408,13 +343,6 @@ mod tests {
         assert_eq!(variables.len(), 10);
         let name = "k8s.io/kubernetes/vendor/k8s.io/component-base/version.gitMinor";
         assert!(variables.contains(&(name.to_owned(), "20".to_owned())), "{variables:?}");
-    }
-
-    #[test]
-    fn one_line_is_replaced() {
-        assert_eq!(replace_line("a\nb\nc\n", "b", "B").unwrap(), "a\nB\nc\n");
-        assert_eq!(replace_line("a\n", "b", "B").unwrap_err().to_string(), "wanted one line `b`, found 0");
-        assert!(replace_line("b\nb\n", "b", "B").is_err());
     }
 
     #[test]

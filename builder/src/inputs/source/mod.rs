@@ -6,11 +6,13 @@
 //! programs into the store. Nothing of the host takes part: no installed compiler, no `make`, no shell, no environment
 //! variable, no path (`-trimpath`), no clock. So the same inputs give the same bytes anywhere, and the step cache may
 //! answer in place of the compiler. Owns the step and its key, and writing trees where a compiler can read them; what
-//! is particular to a program is in its recipe, [`kubernetes`]. Knows nothing of images, and not where inputs come from.
+//! is particular to a program is in its recipe, [`kubernetes`] or [`containerd`]. Knows nothing of images, and not where inputs come from.
 
+pub mod containerd;
 pub mod golang;
 pub mod kubernetes;
 pub mod patch;
+mod steps;
 mod workspace;
 
 use std::collections::BTreeMap;
@@ -23,6 +25,62 @@ use serde::{Deserialize, Serialize};
 use crate::store::{Digest, Store, step_key};
 use crate::tree::{Content, FileTree};
 
+/// Where Debian's library packages put Go source.
+const LIBRARIES: &str = "usr/share/gocode/src";
+
+/// How something is compiled.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(untagged)]
+pub enum Recipe {
+    /// Kubernetes, with two programs of ours.
+    Kubernetes(&'static kubernetes::Recipe),
+    /// containerd.
+    Containerd(&'static containerd::Recipe),
+}
+
+/// The recipe called `name` for a release (`kubernetes-1.20`, `1.20.2`), if there is one.
+pub fn recipe(name: &str, version: &str) -> Option<Recipe> {
+    let release = |wanted: &str, found: &str| wanted == found.rsplit_once('.').map_or(found, |(minor, _)| minor);
+    match name.split_once('-')? {
+        ("kubernetes", of) => kubernetes::recipe(version).filter(|r| release(of, r.version)).map(Recipe::Kubernetes),
+        ("containerd", of) => containerd::recipe(version).filter(|r| release(of, r.version)).map(Recipe::Containerd),
+        _ => None,
+    }
+}
+
+impl Recipe {
+    /// The packages to unpack for this recipe: see [`Inputs::packages`].
+    pub fn packages(self, target: Architecture) -> Vec<&'static str> {
+        match self {
+            Self::Kubernetes(recipe) => recipe.packages(target),
+            Self::Containerd(recipe) => recipe.packages(),
+        }
+    }
+
+    /// Names of the programs that [`build`] makes.
+    pub fn names(self) -> Vec<&'static str> {
+        match self {
+            Self::Kubernetes(recipe) => recipe.names().collect(),
+            Self::Containerd(recipe) => recipe.names().collect(),
+        }
+    }
+
+    /// What is compiled, and its release.
+    pub fn title(self) -> String {
+        match self {
+            Self::Kubernetes(recipe) => format!("Kubernetes {}", recipe.version),
+            Self::Containerd(recipe) => format!("containerd {}", recipe.version),
+        }
+    }
+
+    fn step_version(self) -> u32 {
+        match self {
+            Self::Kubernetes(recipe) => recipe.step_version,
+            Self::Containerd(recipe) => recipe.step_version,
+        }
+    }
+}
+
 /// Everything a recipe is given, by digest: all that may influence what it makes, besides the recipe itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Inputs {
@@ -30,7 +88,7 @@ pub struct Inputs {
     pub upstream: Digest,
     /// The distribution's part of it (`.debian.tar.*`), whose patches are applied.
     pub packaging: Digest,
-    /// The packages that [`kubernetes::Recipe::packages`] names, for the architecture of this machine.
+    /// The packages that [`Recipe::packages`] names, for the architecture of this machine.
     pub packages: Vec<Digest>,
 }
 
@@ -73,22 +131,24 @@ pub type Programs = BTreeMap<String, Program>;
 /// If the inputs are not what the recipe is for, do not compile, or the store or scratch space cannot be written.
 pub fn build(
     store: &Store,
-    recipe: &kubernetes::Recipe,
+    recipe: Recipe,
     inputs: &Inputs,
     target: Architecture,
     jobs: NonZeroUsize,
     unpack: impl FnOnce() -> Result<Trees>,
 ) -> Result<Programs> {
-    let key = step_key("source", recipe.step_version, &(recipe, inputs, target))?;
+    let key = step_key("source", recipe.step_version(), &(recipe, inputs, target))?;
     if let Some(programs) = store.step::<Programs>(&key)
         && programs.values().all(|program| store.has(&program.object))
     {
         return Ok(programs);
     }
     let trees = unpack().context("unpacking the inputs of a source build")?;
-    let programs = recipe
-        .compile(store, &trees, target, jobs)
-        .with_context(|| format!("compiling Kubernetes {} from source", recipe.version))?;
+    let programs = match recipe {
+        Recipe::Kubernetes(recipe) => recipe.compile(store, &trees, target, jobs),
+        Recipe::Containerd(recipe) => recipe.compile(store, &trees, target, jobs),
+    };
+    let programs = programs.with_context(|| format!("compiling {} from source", recipe.title()))?;
     store.record_step(&key, &programs)?;
     Ok(programs)
 }
@@ -108,10 +168,10 @@ mod tests {
     fn a_known_step_is_answered_from_the_store_without_unpacking() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let recipe = kubernetes::recipe("1.20.2").unwrap();
+        let recipe = recipe("kubernetes-1.20", "1.20.2").unwrap();
         let object = store.put_bytes(b"\x7fELF").unwrap();
         let programs = Programs::from([("kubeadm".to_owned(), Program { object, size: 4 })]);
-        let key = step_key("source", recipe.step_version, &(recipe, &inputs(), Architecture::Amd64)).unwrap();
+        let key = step_key("source", recipe.step_version(), &(recipe, &inputs(), Architecture::Amd64)).unwrap();
         store.record_step(&key, &programs).unwrap();
 
         let refuse = || anyhow::bail!("unpacked");
@@ -127,13 +187,37 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_that_is_not_kubernetes_is_refused() {
+    fn recipes_are_found_by_name_and_release() {
+        let title = |name, version| recipe(name, version).map(Recipe::title);
+        assert_eq!(title("kubernetes-1.20", "1.20.2").unwrap(), "Kubernetes 1.20.2");
+        assert_eq!(title("containerd-1.6", "1.6.20").unwrap(), "containerd 1.6.20");
+        for (name, version) in
+            [("kubernetes-1.2", "1.20.2"), ("containerd-1.6", "1.20.2"), ("runc-1.1", "1.1.5"), ("", "")]
+        {
+            assert_eq!(title(name, version), None, "{name} {version}");
+        }
+    }
+
+    #[test]
+    fn the_key_of_a_recipe_is_that_of_its_content() {
+        // Another key would compile everything again for nothing.
+        let recipe = kubernetes::recipe("1.20.2").unwrap();
+        let wrapped = serde_json::to_string(&Recipe::Kubernetes(recipe)).unwrap();
+        assert_eq!(wrapped, serde_json::to_string(recipe).unwrap());
+    }
+
+    #[test]
+    fn a_tree_that_is_not_the_source_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let recipe = kubernetes::recipe("1.20.2").unwrap();
         let empty = || Ok(Trees { upstream: FileTree::new(), packaging: FileTree::new(), packages: FileTree::new() });
-        let error = build(&store, recipe, &inputs(), Architecture::Amd64, JOBS, empty).unwrap_err();
-        assert!(format!("{error:#}").contains("hack/lib/version.sh"), "{error:#}");
+        for (name, version, file) in
+            [("kubernetes-1.20", "1.20.2", "hack/lib/version.sh"), ("containerd-1.6", "1.6.20", "version/version.go")]
+        {
+            let recipe = recipe(name, version).unwrap();
+            let error = build(&store, recipe, &inputs(), Architecture::Amd64, JOBS, empty).unwrap_err();
+            assert!(format!("{error:#}").contains(file), "{error:#}");
+        }
         assert_eq!(std::fs::read_dir(dir.path().join("work")).unwrap().count(), 0, "scratch left behind");
     }
 }

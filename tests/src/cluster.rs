@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A cluster of virtual machines on a switch of their own: built from a shipped cluster file, switched on in any order, cut
+//! off the power, re-imaged.
+//!
+//! Consoles are copied to `target/<profile>/imgbuild-tests/logs/<label>.<node>.<boot>.console.log`. With
+//! `IMGBUILD_TEST_PCAP=1`, what passes the switch is kept beside them, in `<label>.pcap`.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::build::{binary, copy_cluster, folder, repository};
+use crate::cli::Outcome;
+use crate::disk::debug_overlay;
+use crate::qemu::{Accelerator, Done, Vm, VmBuilder, overlay, scale};
+use crate::random::Random;
+use crate::switch::Switch;
+
+/// Images of all nodes of a cluster.
+#[derive(Debug, Clone)]
+pub struct Built {
+    /// A copy of the shipped cluster folder, with a lock and secrets of its own.
+    pub cluster: PathBuf,
+    /// In the cluster file's order.
+    pub nodes: Vec<BuiltNode>,
+}
+
+/// A node of a built cluster.
+#[derive(Debug, Clone)]
+pub struct BuiltNode {
+    /// Name in the cluster file.
+    pub name: String,
+    /// Roles in the cluster file.
+    pub roles: Vec<String>,
+    /// IP address.
+    pub address: String,
+    /// Ethernet address.
+    pub mac: String,
+    /// The disk image. Not to be written to.
+    pub image: PathBuf,
+}
+
+impl BuiltNode {
+    fn has(&self, role: &str) -> bool {
+        self.roles.iter().any(|own| own == role)
+    }
+
+    /// Processors, and memory in MiB: what its roles need, and no more, since seven of them share one computer.
+    fn size(&self) -> (u32, u32) {
+        if self.has("master") {
+            (2, 2560)
+        } else if self.has("worker") {
+            (1, 1536)
+        } else {
+            (1, 1024)
+        }
+    }
+}
+
+impl Built {
+    /// Builds all images of the cluster `profiles/<profile>` as a user does, in the user's store. The cluster folder is a
+    /// copy called `name`: each name has secrets of its own, so that two of them are two clusters.
+    pub fn new(profile: &str, name: &str) -> Self {
+        let cluster = folder().join(name);
+        copy_cluster(&repository().join("profiles").join(profile), &cluster);
+        let out = folder().join(format!("{name}.out"));
+        let start = Instant::now();
+        let outcome = Outcome::of(
+            Command::new(binary())
+                .args(["build", "--all", "--cluster"])
+                .args([&cluster, Path::new("--out"), &out])
+                .current_dir(folder()),
+        );
+        assert_eq!(outcome.code, Some(0), "building {name}:\n{}", outcome.stderr);
+        println!("{name} built in {:.1} s", start.elapsed().as_secs_f64());
+        let file = cluster.join("cluster.toml");
+        let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("reading {}: {error}", file.display()));
+        let nodes = nodes(&text, &out).unwrap_or_else(|what| panic!("{}: {what}", file.display()));
+        Self { cluster, nodes }
+    }
+
+    /// Names of all nodes.
+    pub fn names(&self) -> Vec<&str> {
+        self.nodes.iter().map(|node| node.name.as_str()).collect()
+    }
+
+    /// A node by its name.
+    pub fn node(&self, name: &str) -> &BuiltNode {
+        let found = self.nodes.iter().find(|node| node.name == name);
+        found.unwrap_or_else(|| panic!("no node `{name}` in {}", self.cluster.display()))
+    }
+}
+
+fn nodes(text: &str, out: &Path) -> Result<Vec<BuiltNode>, String> {
+    let file: toml::Table = text.parse().map_err(|error| format!("{error}"))?;
+    let nodes = file.get("node").and_then(|nodes| nodes.as_array()).ok_or("no nodes")?;
+    let read = |node: &toml::Value| {
+        let key = |key: &str| node.get(key)?.as_str().map(str::to_owned);
+        let roles = node.get("roles")?.as_array()?.iter().map(|role| role.as_str().map(str::to_owned));
+        let name = key("name")?;
+        let image = out.join(format!("{name}.img"));
+        Some(BuiltNode {
+            name,
+            roles: roles.collect::<Option<_>>()?,
+            address: key("address")?,
+            mac: key("mac")?,
+            image,
+        })
+    };
+    let wanted = |node| read(node).ok_or(format!("a node without name, roles, address or mac: {node}"));
+    nodes.iter().map(wanted).collect()
+}
+
+/// Whether firstboot may fail on the way: systemd starts it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failures {
+    /// The first `FAILED step=` on a console fails the test.
+    Refused,
+    /// They are part of the test, for example after a power cut.
+    Expected,
+}
+
+/// A cluster of machines. They are switched off when it goes out of scope.
+pub struct TestCluster {
+    label: String,
+    machines: Vec<Machine>,
+    switch: Switch,
+    scratch: tempfile::TempDir,
+}
+
+#[derive(Debug)]
+struct Machine {
+    node: BuiltNode,
+    /// How often it was switched on.
+    boots: u32,
+    /// How often its disk was written anew.
+    disks: u32,
+    vm: Option<Vm>,
+}
+
+impl fmt::Debug for TestCluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TestCluster")
+            .field("label", &self.label)
+            .field("machines", &self.machines)
+            .finish_non_exhaustive()
+    }
+}
+
+impl TestCluster {
+    /// All machines of a built cluster, switched off, with fresh disks.
+    pub fn new(built: &Built, label: &str) -> Self {
+        let mut cluster = Self {
+            label: label.to_owned(),
+            machines: vec![],
+            switch: Switch::new(),
+            scratch: tempfile::tempdir_in(folder()).expect("making a temporary folder"),
+        };
+        if std::env::var_os("IMGBUILD_TEST_PCAP").is_some() {
+            fs::create_dir_all(logs()).expect("making the folder for logs");
+            cluster.switch.dump(&logs().join(format!("{label}.pcap")));
+        }
+        for node in &built.nodes {
+            cluster.add(node);
+        }
+        cluster
+    }
+
+    /// One more machine, switched off; in place of the one of that name, if there is one.
+    pub fn add(&mut self, node: &BuiltNode) {
+        // Goes on counting, so that the first one's console is kept.
+        let boots =
+            self.machines.iter().find(|machine| machine.node.name == node.name).map_or(0, |machine| machine.boots);
+        self.machines.retain(|machine| machine.node.name != node.name);
+        self.switch.port(&node.name);
+        self.machines.push(Machine { node: node.clone(), boots, disks: 0, vm: None });
+        self.write_image(&node.name);
+    }
+
+    /// The switch; its ports have the names of the nodes.
+    pub fn switch(&self) -> &Switch {
+        &self.switch
+    }
+
+    fn machine(&mut self, name: &str) -> &mut Machine {
+        let label = &self.label;
+        let found = self.machines.iter_mut().find(|machine| machine.node.name == name);
+        found.unwrap_or_else(|| panic!("no machine `{name}` in {label}"))
+    }
+
+    /// IP address of a node.
+    pub fn address(&mut self, name: &str) -> String {
+        self.machine(name).node.address.clone()
+    }
+
+    /// The machine, which must be on.
+    pub fn vm(&mut self, name: &str) -> &mut Vm {
+        self.machine(name).vm.as_mut().unwrap_or_else(|| panic!("{name} is switched off"))
+    }
+
+    /// Switches a machine on.
+    pub fn switch_on(&mut self, name: &str) {
+        self.switch_on_with(name, |builder| builder);
+    }
+
+    /// Switches a machine on that differs in something.
+    pub fn switch_on_with(&mut self, name: &str, change: impl FnOnce(VmBuilder) -> VmBuilder) {
+        let builder = self.prepare(name);
+        self.machine(name).vm = Some(change(builder).start());
+        println!("{}: {name} is on", self.label);
+    }
+
+    /// Switches machines on at the same instant, as near as threads come to it.
+    pub fn switch_on_together(&mut self, names: &[&str]) {
+        let builders: Vec<VmBuilder> = names.iter().map(|name| self.prepare(name)).collect();
+        // Asked before the threads begin: the first one would ask for all, and the others wait.
+        Accelerator::detect();
+        let started: Vec<Vm> = thread::scope(|scope| {
+            let threads: Vec<_> = builders.into_iter().map(|builder| scope.spawn(|| builder.start())).collect();
+            threads.into_iter().map(|thread| thread.join().expect("QEMU starts")).collect()
+        });
+        for (name, vm) in names.iter().zip(started) {
+            self.machine(name).vm = Some(vm);
+        }
+        println!("{}: switched on {}", self.label, names.join(" and "));
+    }
+
+    /// Switches groups of machines on, in this order; each group waits up to `longest` after the one before.
+    pub fn switch_on_at_random(&mut self, groups: &[Vec<&str>], random: &mut Random, longest: Duration) {
+        for (i, group) in groups.iter().enumerate() {
+            if i > 0 {
+                thread::sleep(random.up_to(longest));
+            }
+            self.switch_on_together(group);
+        }
+    }
+
+    fn prepare(&mut self, name: &str) -> VmBuilder {
+        let disk = self.disk(name);
+        let machine = self.machine(name);
+        assert!(machine.vm.is_none(), "{name} is on already");
+        machine.boots += 1;
+        let ((cpus, memory_mib), mac, boots) = (machine.node.size(), machine.node.mac.clone(), machine.boots);
+        let log = format!("{}.{name}.{boots}", self.label);
+        Vm::builder(&log).disk(&disk).logs(&logs()).size(cpus, memory_mib).switch(&self.switch, name, &mac)
+    }
+
+    /// Cuts the power of a machine, which must be on.
+    pub fn cut_power(&mut self, name: &str) {
+        let vm = self.machine(name).vm.take().unwrap_or_else(|| panic!("{name} is switched off"));
+        println!("{}: power of {name} cut {} s after its start", self.label, vm.uptime().as_secs());
+        vm.cut_power();
+    }
+
+    /// Cuts the power, and writes the image to an empty disk: nothing of what the node was remains.
+    pub fn reimage(&mut self, name: &str) {
+        if self.machine(name).vm.is_some() {
+            self.cut_power(name);
+        }
+        _ = fs::remove_file(self.disk(name));
+        self.write_image(name);
+        println!("{}: {name} has a fresh disk", self.label);
+    }
+
+    fn write_image(&mut self, name: &str) {
+        self.machine(name).disks += 1;
+        let base = self.scratch.path().join(format!("{name}.base.qcow2"));
+        if self.machine(name).disks == 1 {
+            debug_overlay(&self.machine(name).node.image, &base);
+        }
+        overlay(&base, &self.disk(name));
+    }
+
+    fn disk(&mut self, name: &str) -> PathBuf {
+        let disks = self.machine(name).disks;
+        self.scratch.path().join(format!("{name}.{disks}.qcow2"))
+    }
+
+    /// Waits until all these machines have converged, and prints when each has. Looks at all of them all the time, so that
+    /// the first failure is reported and not the first deadline.
+    pub fn wait_converged(&mut self, names: &[&str], limit: Duration, failures: Failures) {
+        let begun = Instant::now();
+        let deadline = begun + scale(limit, Accelerator::detect());
+        let mut left: Vec<&str> = names.to_vec();
+        while !left.is_empty() {
+            left.retain(|name| {
+                let vm = self.vm(name);
+                let Some(line) = converged(vm, name, failures) else { return true };
+                let after = vm.uptime().as_secs();
+                println!("{}: {} ({after} s after power on)", self.label, line.trim());
+                false
+            });
+            if Instant::now() > deadline && !left.is_empty() {
+                let mut consoles = String::new();
+                for name in &left {
+                    consoles += &format!("\nend of the console of {name}:\n{}\n", self.vm(name).console.tail(40));
+                }
+                panic!("{} not converged within {} s{consoles}", left.join(", "), begun.elapsed().as_secs());
+            }
+            thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    /// As [`Vm::output`].
+    pub fn output(&mut self, name: &str, command: &str, limit: Duration) -> String {
+        self.vm(name).output(command, limit)
+    }
+
+    /// As [`Vm::until`].
+    pub fn until(&mut self, name: &str, command: &str, limit: Duration, good: impl Fn(&Done) -> bool) -> String {
+        self.vm(name).until(command, limit, good)
+    }
+}
+
+fn converged(vm: &mut Vm, name: &str, failures: Failures) -> Option<String> {
+    let expected = failures == Failures::Expected;
+    let nothing = format!("firstboot: {name}: already converged");
+    vm.has_said(&nothing, expected).or_else(|| vm.has_said(&format!("firstboot: {name}: converged in"), expected))
+}
+
+/// Where consoles are copied to.
+pub fn logs() -> PathBuf {
+    folder().join("logs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_read_from_a_cluster_file() {
+        let text = "[[node]]\nname = \"worker-1\"\nroles = [\"worker\"]\naddress = \"10.77.0.31\"\nmac = \"52:54:00:77:00:1f\"\n";
+        let [node] = &nodes(text, Path::new("/out")).unwrap()[..] else { panic!("one node") };
+        assert_eq!((node.name.as_str(), node.address.as_str(), node.size()), ("worker-1", "10.77.0.31", (1, 1536)));
+        assert_eq!(node.image, Path::new("/out/worker-1.img"));
+        let error = nodes(&text.replace("mac", "nic"), Path::new("/out")).unwrap_err();
+        assert!(error.contains("worker-1"), "{error}");
+    }
+}

@@ -118,7 +118,7 @@ pub fn node_reaches(vm: &mut Vm, address: &str, port: u16, name: &str) {
 
 /// Waits until the pod called `name` answers another pod, in which `kubectl exec` runs a client.
 pub fn pod_reaches(vm: &mut Vm, from: &str, address: &str, port: u16, name: &str) {
-    let get = format!("kubectl exec {from} -- busybox wget -q -T 10 -O - http://{address}:{port}/");
+    let get = format!("kubectl exec {from} -- busybox timeout 10 busybox wget -q -O - http://{address}:{port}/");
     vm.until(&get, POD, |done| done.status == 0 && done.output.contains(&format!("{name} answers")));
 }
 

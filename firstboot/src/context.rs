@@ -116,8 +116,9 @@ impl Cx<'_> {
         bail!("`{command}` exited with {}: {}", output.status, redact(said));
     }
 
-    /// Polls every `pause` until ready. Shows what it waits for when that changes and every 15 s; at the deadline the
-    /// run ends with exit code 40 and `hint`.
+    /// Polls until ready, first every `pause`, then less and less often: a poll is a program with a TLS handshake, on a
+    /// machine that may be waiting for its own processor. Shows what it waits for when that changes and every 15 s; at
+    /// the deadline the run ends with exit code 40 and `hint`.
     pub fn wait_for<T>(
         &self,
         what: &str,
@@ -154,10 +155,15 @@ impl Cx<'_> {
                 status.waiting_for = Some(text);
                 status.seconds = self.host.uptime().as_secs();
             });
-            self.host.sleep(pause);
+            // A tenth of the time waited makes no wait longer by more than that.
+            let pause = pause.max((waited / 10).min(LONGEST_PAUSE));
+            self.host.sleep(pause.min(deadline - waited));
         }
     }
 }
+
+/// Between two polls of a long wait: what people still call "at once" when they have plugged the cable in.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// `absolute` below `root`.
 pub fn below(root: &Path, absolute: &str) -> PathBuf {

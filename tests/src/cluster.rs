@@ -68,19 +68,28 @@ impl Built {
         let cluster = folder().join(name);
         copy_cluster(&repository().join("profiles").join(profile), &cluster);
         let out = folder().join(format!("{name}.out"));
-        let start = Instant::now();
-        let outcome = Outcome::of(
-            Command::new(binary())
-                .args(["build", "--all", "--cluster"])
-                .args([&cluster, Path::new("--out"), &out])
-                .current_dir(folder()),
-        );
-        assert_eq!(outcome.code, Some(0), "building {name}:\n{}", outcome.stderr);
-        println!("{name} built in {:.1} s", start.elapsed().as_secs_f64());
+        build(&cluster, &out, &["--all"]);
         let file = cluster.join("cluster.toml");
         let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("reading {}: {error}", file.display()));
         let nodes = nodes(&text, &out).unwrap_or_else(|what| panic!("{}: {what}", file.display()));
         Self { cluster, nodes }
+    }
+
+    /// Appends a node to the cluster file and builds its image alone, as a user does days later. `table` is its
+    /// `[[node]]`.
+    pub fn append(&self, table: &str) -> BuiltNode {
+        let file = self.cluster.join("cluster.toml");
+        let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("reading {}: {error}", file.display()));
+        // After the last node: its place decides a node's pod subnet.
+        let last = self.nodes.last().expect("a cluster has nodes");
+        let mac = format!("mac = \"{}\"\n", last.mac);
+        assert_eq!(text.matches(&mac).count(), 1, "{text}");
+        let grown = text.replace(&mac, &format!("{mac}\n{table}"));
+        fs::write(&file, &grown).unwrap_or_else(|error| panic!("writing {}: {error}", file.display()));
+        let out = last.image.parent().expect("an image is in a folder");
+        let node = nodes(&grown, out).expect("a cluster file").pop().expect("a node");
+        build(&self.cluster, out, &["--profile", &node.name]);
+        node
     }
 
     /// Names of all nodes.
@@ -93,6 +102,15 @@ impl Built {
         let found = self.nodes.iter().find(|node| node.name == name);
         found.unwrap_or_else(|| panic!("no node `{name}` in {}", self.cluster.display()))
     }
+}
+
+fn build(cluster: &Path, out: &Path, what: &[&str]) {
+    let start = Instant::now();
+    let mut command = Command::new(binary());
+    command.arg("build").args(what).arg("--cluster").args([cluster, Path::new("--out"), out]).current_dir(folder());
+    let outcome = Outcome::of(&mut command);
+    assert_eq!(outcome.code, Some(0), "building {}:\n{}", cluster.display(), outcome.stderr);
+    println!("{} built in {:.1} s", what.join(" "), start.elapsed().as_secs_f64());
 }
 
 fn nodes(text: &str, out: &Path) -> Result<Vec<BuiltNode>, String> {

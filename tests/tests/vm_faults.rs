@@ -8,14 +8,20 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Command;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
+use imgbuild_tests::build::binary;
+use imgbuild_tests::cli::Outcome;
 use imgbuild_tests::cluster::{Built, Failures, TestCluster};
-use imgbuild_tests::frames::Mac;
+use imgbuild_tests::frames::{Advert, Mac};
 use imgbuild_tests::qemu::turn;
-use imgbuild_tests::workload::{COMMAND, boot_id, is_ready_again, nodes_are_ready};
+use imgbuild_tests::workload::{
+    COMMAND, boot_id, busybox, is_ready_again, node_reaches, nodes_are_ready, pod_reaches, web_pod,
+};
 
 /// For one machine with KVM, as all limits; the harness makes more of it.
 const CONVERGE: Duration = Duration::from_secs(300);
@@ -148,4 +154,67 @@ fn booted_fault_worker_of_another_cluster_and_sole_master_without_disk() {
     is_ready_again(master, "master-1", &before);
     nodes_are_ready(master, &["master-1", "worker-1"]);
     master.output("kubectl get configmap kept", COMMAND);
+
+    a_worker_more(&mut cluster);
+}
+
+/// Appended to the cluster file days later: no other node is touched, and yet its pods are reached from all of them.
+fn a_worker_more(cluster: &mut TestCluster) {
+    let node = lab_split().append(
+        "[[node]]\nname = \"worker-2\"\nroles = [\"worker\"]\naddress = \"10.77.0.32\"\nmac = \"52:54:00:77:00:20\"\n",
+    );
+    cluster.add(&node);
+    cluster.switch_on("worker-2");
+    cluster.wait_converged(&["worker-2"], CONVERGE, Failures::Refused);
+    let master = cluster.vm("master-1");
+    nodes_are_ready(master, &["master-1", "worker-1", "worker-2"]);
+    let image = busybox(master);
+    let first = web_pod(master, "on-worker-1", "worker-1", &image);
+    let second = web_pod(master, "on-worker-2", "worker-2", &image);
+    node_reaches(master, &second, 8080, "on-worker-2");
+    pod_reaches(master, "on-worker-1", &second, 8080, "on-worker-2");
+    pod_reaches(master, "on-worker-2", &first, 8080, "on-worker-1");
+}
+
+/// A master of another keepalived on this segment, first with our virtual address, then with our virtual router's number.
+#[test]
+#[ignore = "boots a machine: run it with tests/run-faults"]
+fn booted_fault_virtual_router_in_use() {
+    let _turn = turn();
+    let built = Built::new("lab-ha", "lab-ha");
+    let vip: Ipv4Addr = "10.77.0.20".parse().unwrap();
+    let router = virtual_router_id(&built);
+    let mut cluster = TestCluster::new(&built, "fault-router");
+    let squatter = cluster.switch().host("squatter").hold_address(SQUATTER, vip);
+    cluster.switch_on("master-1");
+    let master = cluster.vm("master-1");
+    let words = ["FAILED step=load-balancer", "10.77.0.20", "52:54:00:bb:00:09"];
+    println!("{}", master.wait_for_words(&words, 0, BOOT));
+    drop(squatter);
+
+    let source = "10.77.0.99".parse().unwrap();
+    let address = "10.77.0.98".parse().unwrap();
+    let advert = Advert { source, to: Advert::EVERYBODY, router, priority: 200, address };
+    let other = cluster.switch().host("other").hold_router(SQUATTER, advert);
+    let words = ["FAILED step=load-balancer", &format!("virtual router id {router} "), "10.77.0.99", "10.77.0.98"];
+    let master = cluster.vm("master-1");
+    println!("{}", master.wait_for_words(&words, 0, BOOT));
+    let from = master.console.position();
+    drop(other);
+    // It goes on by itself, up to the wait for etcd.
+    let words = ["firstboot: master-1: control-plane:", "etcd-1|10.77.0.11"];
+    println!("{}", master.wait_for_words(&words, from, CONVERGE));
+    assert!(master.output("ip -4 -o address show", COMMAND).contains(" 10.77.0.20/"), "nobody has the address");
+}
+
+/// As it is in keepalived's configuration for this cluster.
+fn virtual_router_id(built: &Built) -> u8 {
+    let out = tempfile::tempdir().unwrap();
+    let mut render = Command::new(binary());
+    render.args(["render", "--profile", "master-1", "--cluster"]).args([&built.cluster, Path::new("--out"), out.path()]);
+    Outcome::of(&mut render).succeeds();
+    let file = out.path().join("render/master-1/etc/keepalived/keepalived.conf");
+    let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("reading {}: {error}", file.display()));
+    let id = text.lines().find_map(|line| line.trim().strip_prefix("virtual_router_id "));
+    id.unwrap_or_else(|| panic!("no virtual_router_id in\n{text}")).trim().parse().unwrap()
 }

@@ -16,7 +16,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use jiff::Timestamp;
 use p256::pkcs8::der::asn1::{AnyRef, GeneralizedTime, UtcTime};
 use p256::pkcs8::der::{self, Decode, Document, SliceReader, Tag, Tagged};
@@ -29,6 +29,8 @@ use sha2::{Digest as _, Sha256};
 
 use key::{Key, ServiceAccountKey};
 pub use plan::{Ca, Join, Leaf, Secret, Subject, Usage, plan};
+
+use crate::error::Failure;
 
 /// Years a certificate authority, and the etcd certificates that nothing on a node renews, stay valid: what operators of
 /// air-gapped rooms set by hand (`caCertificateValidityPeriod: 87600h`). kubeadm's own leaf certificates live one year.
@@ -104,12 +106,8 @@ impl Pki {
             .with_context(|| format!("creating {}", dir.display()))?;
         let mode = fs::metadata(dir).with_context(|| format!("reading {}", dir.display()))?.permissions().mode();
         if mode & 0o077 != 0 {
-            bail!(
-                "{} holds the cluster's private keys, but its mode {:04o} lets others in; run: chmod 700 {}",
-                dir.display(),
-                mode & 0o7777,
-                dir.display()
-            );
+            let what = format!("{} holds the cluster's private keys, but its mode {:04o} lets others in", dir.display(), mode & 0o7777);
+            return Err(Failure::user(what).hint(format!("run: chmod 700 {}", dir.display())).into());
         }
         let _lock = lock(dir)?;
         // First: that it is missing beside an authority then means that it was lost.
@@ -185,11 +183,11 @@ impl Pki {
         let key = open_key(&self.dir, &leaf.file)?;
         let file = self.file(leaf, "crt")?;
         if let Some(pem) = read_optional(&file)? {
-            let reading = || format!("reading {}", file.display());
-            let (_, document) = Document::from_pem(&pem).map_err(anyhow::Error::msg).with_context(reading)?;
+            let (_, document) = Document::from_pem(&pem).map_err(|error| unusable(&file, error))?;
             if !document.as_bytes().windows(key.public.len()).any(|bytes| bytes == key.public) {
                 let (file, dir, name) = (file.display(), self.dir.display(), &leaf.file);
-                bail!("{file} is the certificate of another key than {dir}/{name}.key; restore both from your backup");
+                let what = format!("{file} is the certificate of another key than {dir}/{name}.key");
+                return Err(Failure::user(what).hint("restore both from your backup").into());
             }
             return Ok(pem);
         }
@@ -380,15 +378,21 @@ fn lock(dir: &Path) -> Result<File> {
     Ok(lock)
 }
 
+/// A file of the secrets folder that is not what its name says.
+fn unusable(file: &Path, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {
+    Failure::user(format!("{} cannot be used", file.display())).hint("restore it from your backup").caused_by(error)
+}
+
 fn open_key(dir: &Path, name: &str) -> Result<Key> {
     let file = dir.join(format!("{name}.key"));
     if let Some(pem) = read_optional(&file)? {
-        return Key::from_pem(&pem).with_context(|| format!("reading {}", file.display()));
+        return Key::from_pem(&pem).map_err(|error| unusable(&file, error).into());
     }
     // A certificate whose key is gone would be signed for anew under a running cluster: refuse.
     let certificate = dir.join(format!("{name}.crt"));
     if certificate.exists() {
-        bail!("{} is there, but its key {} is not; restore it from your backup", certificate.display(), file.display());
+        let what = format!("{} is there, but its key {} is not", certificate.display(), file.display());
+        return Err(Failure::user(what).hint("restore it from your backup").into());
     }
     let key = Key::generate()?;
     write_secret(&file, &key.to_pem()?)?;
@@ -398,20 +402,16 @@ fn open_key(dir: &Path, name: &str) -> Result<Key> {
 fn open_service_account_key(dir: &Path) -> Result<ServiceAccountKey> {
     let file = dir.join("service-account.key");
     if let Some(pem) = read_optional(&file)? {
-        return ServiceAccountKey::from_pem(&pem).with_context(|| {
-            format!(
-                "reading {}; one of another kind was made by an early imgbuild: if its cluster may be made anew, remove {}",
-                file.display(),
-                dir.display()
-            )
-        });
+        let hint = format!(
+            "restore it from your backup; or an early imgbuild made it, then remove {} if its cluster may be made anew",
+            dir.display()
+        );
+        return ServiceAccountKey::from_pem(&pem).map_err(|error| unusable(&file, error).hint(hint).into());
     }
     if dir.join("kubernetes-ca.crt").exists() {
-        bail!(
-            "{} is not there, but the cluster's certificates are; restore it from your backup: with another key no token of \
-             the running cluster would be valid",
-            file.display()
-        );
+        let what = format!("{} is not there, but the cluster's certificates are", file.display());
+        let hint = "restore it from your backup: with another key no token of the running cluster would be valid";
+        return Err(Failure::user(what).hint(hint).into());
     }
     let key = ServiceAccountKey::generate()?;
     write_secret(&file, &key.to_pem()?)?;

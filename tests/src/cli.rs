@@ -2,6 +2,7 @@
 
 //! Runs the command and judges what it says and leaves.
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -103,6 +104,37 @@ pub fn sha256(path: &Path) -> String {
     hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// What a disk image holds, as hex: two images have the same if and only if their bytes are the same. Reads only where
+/// there is data, which of a sparse image of 16 GiB is a few hundred MB.
+pub fn contents(image: &Path) -> String {
+    const BLOCK: usize = 64 * 1024;
+    let mut read = || -> std::io::Result<String> {
+        let file = std::fs::File::open(image)?;
+        let size = file.metadata()?.len();
+        let mut hasher = Sha256::new();
+        hasher.update(size.to_le_bytes());
+        let mut block = vec![0; BLOCK];
+        let mut at = 0;
+        while at < size {
+            at = match rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
+                // Where a file has data is the filesystem's affair: only blocks that are not zero count, at fixed places.
+                Ok(data) => data / BLOCK as u64 * BLOCK as u64,
+                Err(rustix::io::Errno::NXIO) => break,
+                Err(error) => return Err(error.into()),
+            };
+            let len = BLOCK.min(usize::try_from(size - at).unwrap_or(BLOCK));
+            file.read_exact_at(&mut block[..len], at)?;
+            if block[..len].iter().any(|byte| *byte != 0) {
+                hasher.update(at.to_le_bytes());
+                hasher.update(&block[..len]);
+            }
+            at += BLOCK as u64;
+        }
+        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    };
+    read().unwrap_or_else(|error| panic!("reading {}: {error}", image.display()))
+}
+
 struct Hashing<'a>(&'a mut Sha256);
 
 impl std::io::Write for Hashing<'_> {
@@ -144,4 +176,31 @@ pub fn in_own_mounts(script: &str, arguments: &[&Path]) -> Command {
     }
     command.args(["sh", "-c", script, "sh"]).args(arguments);
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contents_are_the_same_whether_zeros_are_stored_or_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sparse, dense) = (dir.path().join("sparse"), dir.path().join("dense"));
+        let mut bytes = vec![0; 5_000_001];
+        bytes[3_000_000] = 1;
+        std::fs::write(&dense, &bytes).unwrap();
+        let file = std::fs::File::create(&sparse).unwrap();
+        file.set_len(5_000_001).unwrap();
+        let empty = contents(&sparse);
+        file.write_all_at(&[1], 3_000_000).unwrap();
+        assert_eq!(contents(&sparse), contents(&dense));
+        assert_ne!(contents(&sparse), empty);
+        file.set_len(5_000_000).unwrap();
+        assert_ne!(contents(&sparse), contents(&dense));
+        for place in [0, 2_999_999, 4_999_999] {
+            let before = contents(&sparse);
+            file.write_all_at(&[2], place).unwrap();
+            assert_ne!(contents(&sparse), before, "{place}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use imgbuild_tests::build::{folder, lab};
-use imgbuild_tests::cli::sha256;
+use imgbuild_tests::cli::contents;
 use imgbuild_tests::disk::debug_overlay;
 use imgbuild_tests::qemu::{Vm, overlay, turn};
 use imgbuild_tests::workload::{
@@ -31,7 +31,7 @@ fn booted_lab_converges_survives_power_cuts_and_serves_a_pod() {
     let _turn = turn();
     let scratch = tempfile::tempdir_in(folder()).unwrap();
     let base = scratch.path().join("base.qcow2");
-    let before = sha256(&lab().image);
+    let before = contents(&lab().image);
     debug_overlay(&lab().image, &base);
     let disk = scratch.path().join("disk.qcow2");
     overlay(&base, &disk);
@@ -67,7 +67,7 @@ fn booted_lab_converges_survives_power_cuts_and_serves_a_pod() {
     the_pod_answers_again(&mut vm);
     drop(vm);
 
-    assert_eq!(sha256(&lab().image), before, "the image under test was written to");
+    assert_eq!(contents(&lab().image), before, "the image under test was written to");
 }
 
 /// The way a user sees it: no power cut, and a time worth writing down.

@@ -11,7 +11,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use imgbuild_tests::cli::sha256;
+use imgbuild_tests::cli::contents;
 use imgbuild_tests::cluster::{Built, Failures, TestCluster};
 use imgbuild_tests::qemu::{Accelerator, turn};
 use imgbuild_tests::random::Random;
@@ -58,7 +58,7 @@ fn booted_lab_split_converges_three_times_from_cold_power_on() {
 }
 
 fn hashes(built: &Built) -> Vec<String> {
-    built.nodes.iter().map(|node| sha256(&node.image)).collect()
+    built.nodes.iter().map(|node| contents(&node.image)).collect()
 }
 
 fn switch_all_on(cluster: &mut TestCluster, random: &mut Random) {

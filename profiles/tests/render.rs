@@ -157,8 +157,8 @@ fn defects_of_the_runbook_do_not_return() {
                 assert!(has("controlPlaneEndpoint: 19.190.3.100:8443"), "C2");
                 let keepalived = &files["/etc/keepalived/keepalived.conf"];
                 assert_eq!(keepalived.matches('{').count(), keepalived.matches('}').count(), "C11");
-                assert!(keepalived.contains("nopreempt") && keepalived.contains("state BACKUP"), "C16");
-                assert!(keepalived.contains("weight 0") && !keepalived.contains("weight -"), "C17");
+                assert!(keepalived.contains("priority 100") && keepalived.contains("state BACKUP"), "C16");
+                assert!(keepalived.contains("weight -50") && !keepalived.contains("nopreempt"), "C17");
                 assert!(!keepalived.contains("auth_pass"), "C18");
                 assert!(!keepalived.contains("virtual_router_id 51\n"), "C19");
                 assert!(keepalived.contains("/readyz") && !keepalived.contains("killall"), "C20");

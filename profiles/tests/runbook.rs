@@ -389,19 +389,22 @@ fn row_16_a_master_that_returns_does_not_preempt() {
     for node in MASTERS.map(node) {
         let conf = node.keepalived();
         let instance = conf.block("vrrp_instance apiserver");
-        assert_eq!(instance.value("state"), Some("BACKUP"), "nopreempt works in this state alone");
-        assert!(instance.says("nopreempt"));
+        assert_eq!(instance.value("state"), Some("BACKUP"));
         priorities.insert(instance.value("priority").unwrap().parse::<u8>().unwrap());
     }
-    assert_eq!(priorities.len(), 3, "a tie would be decided by addresses");
+    assert_eq!(priorities.len(), 1, "the higher one would preempt");
 }
 
 #[test]
-fn row_17_a_dead_haproxy_fails_over_in_spite_of_nopreempt() {
+fn row_17_a_dead_haproxy_fails_over() {
     for node in MASTERS.map(node) {
         let conf = node.keepalived();
-        assert_eq!(conf.block("vrrp_script apiserver").value("weight"), Some("0"));
-        assert!(conf.block("vrrp_instance apiserver").block("track_script").says("apiserver"));
+        let instance = conf.block("vrrp_instance apiserver");
+        assert!(instance.block("track_script").says("apiserver"));
+        assert!(!instance.says("nopreempt"), "whoever has less would stay in office");
+        let weight: i16 = conf.block("vrrp_script apiserver").value("weight").unwrap().parse().unwrap();
+        let priority: i16 = instance.value("priority").unwrap().parse().unwrap();
+        assert!(weight < 0 && priority + weight > 0, "out of the election when all checks fail, and nobody has the address");
     }
 }
 

@@ -201,11 +201,11 @@ fn gap(cluster: &mut TestCluster, what: &str, act: impl FnOnce(&mut TestCluster)
     gap
 }
 
-/// The checks run every 5 s in this cluster file, three of them have to fail, and the others wait three adverts; the rest is
+/// The checks run every 10 s in this cluster file, three of them have to fail, and the others wait three adverts; the rest is
 /// for machines that share processors.
 fn longest_failover() -> f64 {
     match Accelerator::detect() {
-        Accelerator::Kvm => 30.0,
+        Accelerator::Kvm => 60.0,
         Accelerator::Tcg => 120.0,
     }
 }

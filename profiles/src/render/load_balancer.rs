@@ -11,6 +11,9 @@ use super::{Context, NodeFile, RenderError, enabled, text};
 use crate::node::Role;
 use crate::profile::host_port;
 
+/// Of every master in the election; the protocol's default for a router that is no address's owner (RFC 5798, 5.2.4).
+const PRIORITY: u8 = 100;
+
 /// What the profile says of the load balancer.
 pub(super) struct Settings {
     pub(super) vip: IpAddr,
@@ -92,16 +95,17 @@ backend masters
     text
 }
 
-/// All masters start as BACKUP with `nopreempt`: nothing fails back by itself. The check has no weight: when it fails,
-/// the instance leaves the election. With a weight, `nopreempt` would keep a dead haproxy in office. It goes through the
-/// haproxy of this node, and so fails when that is dead or finds no API server at all.
+/// All masters have the same priority: a backup takes over only from one that has less, so that nothing fails back by
+/// itself. The check takes half of it away: the address leaves a master whose check fails as soon as another one's is
+/// good. Where it fails on all of them, because no API server serves yet or all are overloaded, one keeps the address and
+/// what still works stays reachable; without a weight all would leave the election, and nobody would have it. `nopreempt`
+/// must not be there: with it, a dead haproxy would stay in office. The check goes through the haproxy of this node, and
+/// so fails when that is dead or finds no API server at all.
 ///
 /// No `authentication`: VRRP version 3 has none (RFC 5798), and version 2 sends its eight characters readable to the
 /// whole segment. The peers are listed and `check_unicast_src` drops adverts of others instead.
 fn keepalived(c: &Context<'_>, s: &Settings, interface: &str) -> String {
     let node = &c.profile.node;
-    let priority =
-        100usize.saturating_sub(c.peers_with(Role::Master).position(|peer| peer.name == node.name).unwrap_or(0)).max(1);
     let peers: String = c
         .peers_with(Role::Master)
         .filter(|peer| peer.name != node.name)
@@ -130,15 +134,15 @@ https://{local}/readyz\"
     timeout {timeout}
     fall 3
     rise 2
-    weight 0
+    init_fail
+    weight -{penalty}
 }}
 
 vrrp_instance apiserver {{
     state BACKUP
-    nopreempt
     interface {interface}
     virtual_router_id {vrid}
-    priority {priority}
+    priority {PRIORITY}
     advert_int {advert}
 {unicast}    virtual_ipaddress {{
         {vip}/{prefix} dev {interface}
@@ -152,6 +156,7 @@ vrrp_instance apiserver {{
         interval = s.interval,
         patience = s.patience(),
         timeout = s.patience().saturating_add(1),
+        penalty = PRIORITY / 2,
         vrid = s.vrid,
         advert = s.advert(),
         vip = s.vip,

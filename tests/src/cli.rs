@@ -108,7 +108,7 @@ pub fn sha256(path: &Path) -> String {
 /// there is data, which of a sparse image of 16 GiB is a few hundred MB.
 pub fn contents(image: &Path) -> String {
     const BLOCK: usize = 64 * 1024;
-    let mut read = || -> std::io::Result<String> {
+    let read = || -> std::io::Result<String> {
         let file = std::fs::File::open(image)?;
         let size = file.metadata()?.len();
         let mut hasher = Sha256::new();

@@ -35,13 +35,14 @@ pub fn binary() -> &'static Path {
         if let Some(path) = std::env::var_os("IMGBUILD_TEST_BINARY") {
             return path.into();
         }
-        // Cargo does not build the programs of other packages for a test.
+        // Cargo does not build the programs of other packages for a test. Of the whole workspace, as the tests: with
+        // one package alone, its dependencies may have other features, and would be compiled once more.
         let folder = profile_folder();
         let name = folder.file_name().and_then(|name| name.to_str()).expect("a profile has a name");
         let profile = if name == "debug" { "dev" } else { name };
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(cargo);
-        command.args(["build", "--quiet", "--package", "imgbuild", "--bin", "imgbuild", "--profile", profile]);
+        command.args(["build", "--quiet", "--workspace", "--bin", "imgbuild", "--profile", profile]);
         let status = command.current_dir(repository()).status().expect("running cargo");
         assert!(status.success(), "{command:?}: {status}");
         folder.join("imgbuild")

@@ -171,6 +171,11 @@ impl<'d, 'a> Table<'d, 'a> {
         if self.key.is_empty() { "the file".to_owned() } else { format!("`{}`", self.key) }
     }
 
+    /// Whether the file says anything of `key`.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.entries.is_some_and(|entries| entries.contains_key(key))
+    }
+
     fn take(&mut self, key: &'static str) -> Option<Item<'a>> {
         self.known.push(key);
         let value: &'a Spanned<DeValue<'a>> = self.entries?.get(key)?;

@@ -126,11 +126,46 @@ pub struct NetworkSection {
     pub service_subnets: Vec<IpNet>,
     /// Optional, default `"cluster.local"`. DNS domain of the cluster.
     pub dns_domain: String,
-    /// Required. Pod network: `"bridge"` (no images needed, but the package `nftables`), `"calico"`, or `"manifest"` (you
-    /// bring your own).
+    /// Required. Pod network: `"bridge"` (no images needed, but the package `nftables`), `"calico"` (you bring the
+    /// `calico.yaml` of a release as a `file` input below `/opt/imgbuild/manifests/`, imgbuild sets it to the cluster), or
+    /// `"manifest"` (you bring your own, and it is used as it is).
     pub plugin: NetworkPlugin,
-    /// Optional, default the kernel's. MTU of pod interfaces.
+    /// Optional, default the kernel's, or what Calico finds out. MTU of pod interfaces, and of Calico's tunnels.
     pub mtu: Option<u32>,
+    /// Optional, default all of its defaults. The table `[network.calico]`, for the plugin `"calico"` alone.
+    pub calico: Option<CalicoSection>,
+}
+
+/// What imgbuild sets in Calico's manifest; `pod_subnets` and `mtu` of `[network]` are set in it too.
+///
+/// TOML: `[network.calico]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CalicoSection {
+    /// Optional, default `"vxlan"`. How packets of pods travel between nodes: `"vxlan"` (in UDP, port 4789), `"ipip"` (in IP,
+    /// protocol 4, which virtual switches often drop), or `"none"` (as they are, where the network passes addresses that it
+    /// does not know). The last two need BGP, TCP port 179. Calico looks at it when the cluster is made, and never again.
+    pub encapsulation: Encapsulation,
+    /// Optional, default `"kubernetes-internal-ip"`. How Calico finds the address of a node: that, which is `address` of
+    /// the node; or as Calico has it, `"first-found"`, `"interface=eth.*"`, `"skip-interface=ib.*"`, `"cidr=10.0.2.0/24"`,
+    /// `"can-reach=10.0.2.1"`.
+    pub ip_autodetection: String,
+}
+
+/// How Calico sends packets of pods from node to node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encapsulation {
+    /// In UDP.
+    Vxlan,
+    /// In IP.
+    Ipip,
+    /// As they are.
+    None,
+}
+
+impl Default for CalicoSection {
+    fn default() -> Self {
+        Self { encapsulation: Encapsulation::Vxlan, ip_autodetection: "kubernetes-internal-ip".to_owned() }
+    }
 }
 
 /// External etcd; its members are the nodes with the role `etcd`.

@@ -12,9 +12,10 @@ use crate::decode::{
     Decoder, Item, Placeholder, Table, array, boolean, choice, integer, parsed, string, strings, word,
 };
 use crate::schema::{
-    Architecture, Cluster, ClusterDns, ClusterSection, ContainerdSection, DebInput, DiskSection, Distribution,
-    EtcdSection, FileInput, Image, ImageArchiveInput, Input, KubernetesSection, LoadBalancerSection, NetworkPlugin,
-    NetworkSection, NodeSection, OsSection, PayloadSection, ProxyMode, Role, RootfsInput, SourceInput,
+    Architecture, CalicoSection, Cluster, ClusterDns, ClusterSection, ContainerdSection, DebInput, DiskSection,
+    Distribution, Encapsulation, EtcdSection, FileInput, Image, ImageArchiveInput, Input, KubernetesSection,
+    LoadBalancerSection, NetworkPlugin, NetworkSection, NodeSection, OsSection, PayloadSection, ProxyMode, Role,
+    RootfsInput, SourceInput,
 };
 use crate::version::Version;
 
@@ -69,6 +70,8 @@ fn kubernetes(t: &mut Table<'_, '_>) -> KubernetesSection {
 fn network(t: &mut Table<'_, '_>) -> NetworkSection {
     const PLUGINS: &[(&str, NetworkPlugin)] =
         &[("bridge", NetworkPlugin::Bridge), ("calico", NetworkPlugin::Calico), ("manifest", NetworkPlugin::Manifest)];
+    let with_calico = t.has("calico");
+    let calico = t.optional_section("calico", calico);
     NetworkSection {
         node_subnet: t.required("node_subnet", subnet),
         secondary_node_subnet: t.optional("secondary_node_subnet", subnet),
@@ -80,7 +83,36 @@ fn network(t: &mut Table<'_, '_>) -> NetworkSection {
         dns_domain: t.with_default("dns_domain", "cluster.local".to_owned(), word),
         plugin: t.required("plugin", choice(PLUGINS)),
         mtu: t.optional("mtu", integer(576..=65535)),
+        calico: with_calico.then_some(calico),
     }
+}
+
+fn calico(t: &mut Table<'_, '_>) -> CalicoSection {
+    const ENCAPSULATIONS: &[(&str, Encapsulation)] =
+        &[("vxlan", Encapsulation::Vxlan), ("ipip", Encapsulation::Ipip), ("none", Encapsulation::None)];
+    let default = CalicoSection::default();
+    CalicoSection {
+        encapsulation: t.with_default("encapsulation", default.encapsulation, choice(ENCAPSULATIONS)),
+        ip_autodetection: t.with_default("ip_autodetection", default.ip_autodetection, ip_autodetection),
+    }
+}
+
+/// One of Calico's methods: calico-node ends at one that it does not know.
+fn ip_autodetection(decoder: &mut Decoder, item: &Item<'_>) -> Option<String> {
+    let text = word(decoder, item)?;
+    let good = match text.split_once('=') {
+        None => ["kubernetes-internal-ip", "first-found"].contains(&text.as_str()),
+        Some(("cidr", nets)) => nets.split(',').all(|net| net.trim().parse::<IpNet>().is_ok()),
+        Some(("interface" | "skip-interface" | "can-reach", what)) => !what.trim().is_empty(),
+        Some(_) => false,
+    };
+    if !good {
+        let what = format!("`{}` is \"{text}\", which is not a method of Calico", item.key());
+        let fix = "write \"kubernetes-internal-ip\", \"first-found\", \"interface=eth.*\", \"skip-interface=ib.*\", \
+                   \"cidr=10.0.2.0/24\" or \"can-reach=10.0.2.1\"";
+        return decoder.bad(item, what, fix);
+    }
+    Some(text)
 }
 
 fn etcd(t: &mut Table<'_, '_>) -> EtcdSection {

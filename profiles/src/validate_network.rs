@@ -11,12 +11,15 @@ use crate::sections::is_dns_name;
 
 const SUBNET: &str = "network.node_subnet";
 const SECONDARY: &str = "network.secondary_node_subnet";
+/// Where a node finds the manifests that masters apply.
+const MANIFESTS: &str = "/opt/imgbuild/manifests/";
 
 /// Runs every check of addresses.
 pub(crate) fn cluster(c: &Cluster, d: &mut Decoder) {
     subnets(c, d);
     families(c, d);
     pods(c, d);
+    calico(c, d);
     servers(c, d);
     addresses(c, d);
     load_balancer(c, d);
@@ -174,6 +177,37 @@ fn pods(c: &Cluster, d: &mut Decoder) {
             "the plugin \"bridge\" serves a single pod subnet",
             "it is for small clusters: one static route from node to node",
             "give one, or choose another plugin",
+        );
+    }
+}
+
+fn calico(c: &Cluster, d: &mut Decoder) {
+    if c.network.plugin != NetworkPlugin::Calico {
+        if c.network.calico.is_some() {
+            d.report(
+                &["network.calico", "network.plugin"],
+                "`[network.calico]` is there, but the plugin is another",
+                "nothing would read it",
+                "drop it, or write `plugin = \"calico\"`",
+            );
+        }
+        return;
+    }
+    if let Some(index) = c.network.pod_subnets.iter().position(|net| is_v6(net.addr())) {
+        d.report(
+            &[&format!("network.pod_subnets[{index}]"), "network.plugin"],
+            "the plugin \"calico\" serves IPv4 alone",
+            "for IPv6 more of Calico's manifest must change than imgbuild sets in it",
+            "give one subnet of IPv4, or set the manifest up yourself and write `plugin = \"manifest\"`",
+        );
+    } else if !c.files().any(|file| file.to.starts_with(MANIFESTS)) {
+        d.report(
+            &["network.plugin", "input"],
+            format!("the plugin is \"calico\", but no input is put below {MANIFESTS}"),
+            "Calico comes as a manifest",
+            format!(
+                "add the `calico.yaml` of a release as an input of kind \"file\", `to = \"{MANIFESTS}10-calico.yaml\"`"
+            ),
         );
     }
 }

@@ -44,7 +44,7 @@ fn pod_subnets_are_disjoint_shares_in_the_order_of_the_file() {
 
 #[test]
 fn other_plugins_share_out_the_pod_network_themselves() {
-    let profile = profile(&HA.replace("\"bridge\"", "\"calico\""), "node1", ID);
+    let profile = profile(&HA.replace("\"bridge\"", "\"manifest\""), "node1", ID);
     assert!(profile.node.pod_subnet.is_none() && profile.peers.iter().all(|peer| peer.pod_subnet.is_none()));
 }
 

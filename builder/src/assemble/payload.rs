@@ -9,7 +9,7 @@ use profiles::schema::Image;
 use serde::Serialize;
 
 use super::programs::{program, programs};
-use super::{Bench, Deb, PAYLOAD_PREFIX, firstboot, os};
+use super::{Bench, Deb, PAYLOAD_PREFIX, calico, firstboot, os};
 use crate::error::Failure;
 use crate::image::oci::{self, Layer, Layout, Process};
 use crate::image::squashfs::{self, Packed};
@@ -48,6 +48,7 @@ pub fn build(bench: &Bench<'_>) -> Result<Packed> {
     prove_images(bench)?;
     let cluster = bench.cluster;
     let firstboot = firstboot(bench.architecture())?;
+    let manifests = calico::of(bench)?;
     let key = step_key(
         "payload",
         STEP_VERSION,
@@ -56,14 +57,20 @@ pub fn build(bench: &Bench<'_>) -> Result<Packed> {
             (&bench.sources, os::overlays_digest(bench)?),
             // Sections of the cluster file; their `Debug` shows every field.
             format!("{:?} {:?} {:?}", cluster.kubernetes, cluster.payload, cluster.image),
-            format!("{:?} {:?}", cluster.os, cluster.containerd),
+            // And manifests that are not used as they are.
+            format!(
+                "{:?} {:?}{}",
+                cluster.os,
+                cluster.containerd,
+                manifests.values().map(|one| one.manifest.as_str()).collect::<String>()
+            ),
             Digest::of(firstboot),
             (bench.squashfs().block_size, bench.squashfs().level),
         ),
     )?;
     bench.store.cached(&key, "payload", || {
         tracing::info!("assembling the payload");
-        let tree = tree(bench, firstboot).context("assembling the payload")?;
+        let tree = tree(bench, firstboot, &manifests).context("assembling the payload")?;
         squashfs::pack(&tree, bench.store, &bench.squashfs()).context("packing the payload")
     })
 }
@@ -83,7 +90,7 @@ fn prove_images(bench: &Bench<'_>) -> Result<()> {
         .into())
 }
 
-fn tree(bench: &Bench<'_>, firstboot: &[u8]) -> Result<FileTree> {
+fn tree(bench: &Bench<'_>, firstboot: &[u8], manifests: &calico::Manifests) -> Result<FileTree> {
     let programs = programs(bench)?;
     let mut tree = FileTree::new();
     tree.insert("bin/firstboot", Entry::file(firstboot, 0o755))?;
@@ -106,7 +113,11 @@ fn tree(bench: &Bench<'_>, firstboot: &[u8]) -> Result<FileTree> {
     }
     for (to, mode, content) in &bench.sources.files {
         if let Some(path) = to.strip_prefix(PAYLOAD_PREFIX) {
-            tree.insert(path, bench.file(content, *mode)?)?;
+            let mut entry = bench.file(content, *mode)?;
+            if let Some(configured) = manifests.get(to) {
+                entry = Entry::file(configured.manifest.as_bytes(), entry.mode);
+            }
+            tree.insert(path, entry)?;
         }
     }
     tree.insert("manifests", Entry::dir(0o755))?;

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::assemble::{self, Bench};
+use crate::assemble::{self, Bench, calico};
 use crate::cli::{Options, Output};
-use crate::commands::{ClusterFile, inputs, jobs, open_store};
+use crate::commands::{ClusterFile, inputs, jobs, open_store, say};
 use crate::error::Failure;
 
 pub(super) fn run(options: &Options) -> Result<()> {
@@ -18,6 +18,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let store = open_store(options)?;
     let sources = inputs::ready(&file, options, &store)?;
     let bench = Bench { store: &store, cluster: &file.cluster, sources, jobs: jobs(options) };
+    say(&calico::of(&bench)?);
     let pki = file.pki()?;
     let creating = |error| Failure::io(format!("creating {}", options.out.display()), error);
     fs::create_dir_all(&options.out).map_err(creating)?;

@@ -18,6 +18,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use profiles::Cluster;
 
+use crate::assemble::calico::Manifests;
 use crate::cli::{Cli, Command, LogFormat, Options};
 use crate::error::{self, Failure};
 use crate::pki::{self, Pki};
@@ -40,6 +41,13 @@ pub fn run(cli: &Cli) -> ExitCode {
             report(&error, cli.options.log_format);
             ExitCode::from(error::kind(&error).exit_code())
         }
+    }
+}
+
+/// Says what the user should know of manifests.
+fn say(manifests: &Manifests) {
+    for warning in manifests.values().flat_map(|one| &one.warnings) {
+        tracing::warn!("warning: {warning}");
     }
 }
 

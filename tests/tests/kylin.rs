@@ -609,7 +609,7 @@ fn stand_in_kylin_what_is_missing_is_named() {
         &["image `docker.io/library/busybox:1` is not in the payload, but the manifest 20-addon.yaml will ask for it"],
     );
     // A build uses what was locked; another file in its place is refused.
-    fs::write(&file, text).unwrap();
+    fs::write(&file, &text).unwrap();
     room.lock();
     fs::write(room.path("cluster/inputs/runc.loong64"), old_world()).unwrap();
     let store = room.path("store");

@@ -23,12 +23,19 @@ fn store() -> (tempfile::TempDir, Store) {
 }
 
 fn layer(store: &Store, members: &[Member<'_>]) -> Archive {
+    archive::unpack_layer(store, &tar_of(members)[..]).unwrap()
+}
+
+fn tar_of(members: &[Member<'_>]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (path, kind, text) in members {
         let mut header = tar::Header::new_ustar();
         // As they are: the crate's own setters refuse what is tested here.
         header.as_ustar_mut().unwrap().name[..path.len()].copy_from_slice(path.as_bytes());
         header.set_entry_type(*kind);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         header.set_device_major(1).unwrap();
         header.set_device_minor(3).unwrap();
         header.set_mode(if *kind == DIR { 0o755 } else { 0o640 });
@@ -41,7 +48,7 @@ fn layer(store: &Store, members: &[Member<'_>]) -> Archive {
         header.set_cksum();
         builder.append(&header, content.as_bytes()).unwrap();
     }
-    archive::unpack_layer(store, &builder.into_inner().unwrap()[..]).unwrap()
+    builder.into_inner().unwrap()
 }
 
 fn text(store: &Store, tree: &FileTree, path: &str) -> Option<String> {
@@ -111,14 +118,7 @@ fn layers_hide_and_replace_what_lies_below() {
 fn no_path_leads_out() {
     let (_dir, store) = store();
     for bad in ["../etc/passwd", "a/../../b"] {
-        let mut builder = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_ustar();
-        header.as_ustar_mut().unwrap().name[..bad.len()].copy_from_slice(bad.as_bytes());
-        header.set_size(0);
-        header.set_mode(0o644);
-        header.set_cksum();
-        builder.append(&header, &b""[..]).unwrap();
-        let error = archive::unpack_layer(&store, &builder.into_inner().unwrap()[..]).unwrap_err();
+        let error = archive::unpack_layer(&store, &tar_of(&[(bad, FILE, "x")])[..]).unwrap_err();
         assert!(format!("{error:#}").contains("leads out of the archive"), "{error:#}");
     }
     let nothing = layer(&store, &[("a", LINK, "b")]);

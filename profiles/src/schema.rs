@@ -234,7 +234,7 @@ pub struct OsSection {
     /// Required. `"amd64"` or `"loong64"`.
     pub architecture: Architecture,
     /// Optional, default none. Packages of the root, from the first `deb` input; what they depend on comes by itself. Without
-    /// any, an input of kind `rootfs` must bring the root.
+    /// any, an input of kind `rootfs` must bring the root, and with one there can be none.
     pub packages: Vec<String>,
     /// Optional, default none. Binaries of the `source` inputs that go to /usr/bin. With `"containerd"`, its unit comes too.
     pub binaries: Vec<String>,
@@ -276,8 +276,12 @@ pub enum Input {
     Source(SourceInput),
     /// `kind = "file"`: a file beside the cluster file.
     File(FileInput),
+    /// `kind = "tar"`: files of an archive beside the cluster file.
+    Tar(TarInput),
     /// `kind = "rootfs"`: a vendor's root filesystem, beside the cluster file.
     Rootfs(RootfsInput),
+    /// `kind = "rpm"`: RPM packages, beside the cluster file.
+    Rpm(RpmInput),
     /// `kind = "image-archive"`: container images in an archive beside the cluster file.
     ImageArchive(ImageArchiveInput),
 }
@@ -333,29 +337,76 @@ pub struct FileInput {
     pub mode: u32,
 }
 
-/// A vendor's root filesystem, which packages are laid over. This version validates and renders a cluster file that has
-/// one, but cannot build it yet.
+/// Files of an archive beside the cluster file, such as a released tarball of programs. Owners in it do not matter: everything
+/// belongs to root.
+///
+/// TOML: `[[input]]` with `kind = "tar"`
+#[derive(Debug, Clone, PartialEq)]
+pub struct TarInput {
+    /// Required. Name of the input, unique.
+    pub name: String,
+    /// Required. Path, relative to the cluster file, of a `.tar`, `.tar.gz`, `.tgz`, `.tar.xz` or `.tar.zst`.
+    pub path: String,
+    /// Optional, default what the lock says. SHA-256 of the archive, 64 hex digits.
+    pub sha256: Option<String>,
+    /// Optional, default everything. What is taken, by path in the archive: of a directory what is in it, of a file the file:
+    /// `["kubernetes/server/bin/kubeadm"]`.
+    pub members: Vec<String>,
+    /// Required. Absolute directory on the node. Below /opt/imgbuild it becomes part of the payload, elsewhere of the root.
+    pub to: String,
+}
+
+/// A vendor's root filesystem: an installed system as an archive, its kernel included. docs/kylin.md says how to make one,
+/// docs/os-layer.md what becomes of it.
 ///
 /// TOML: `[[input]]` with `kind = "rootfs"`
 #[derive(Debug, Clone, PartialEq)]
 pub struct RootfsInput {
     /// Required. Name of the input, unique.
     pub name: String,
-    /// Required. Path, relative to the cluster file, of a `.tar` or `.tar.zst` that has `/` as its root.
+    /// Required. Path, relative to the cluster file, of a `.tar`, `.tar.gz`, `.tgz`, `.tar.xz` or `.tar.zst`, either with `/` as
+    /// its root, or with one OCI image in it (an OCI layout, or as `docker save` writes it).
     pub path: String,
+    /// Optional, default what the lock says. SHA-256 of the archive, 64 hex digits.
+    pub sha256: Option<String>,
+    /// Optional, default the only one. Release of the kernel to boot, where there are several:
+    /// `"6.6.0-32.7.v2505.ky11.loongarch64"`.
+    pub kernel: Option<String>,
+    /// Optional, default none. Absolute directories whose programs are for other machines and stay as they are, such as the
+    /// libraries of a binary translator. Everywhere else such a program fails the build.
+    pub foreign: Vec<String>,
 }
 
-/// Container images in an archive. This version validates and renders a cluster file that has one, but cannot build it
-/// yet.
+/// RPM packages that are laid over the root filesystem. Their scripts do not run, and what they depend on does not come by
+/// itself.
+///
+/// TOML: `[[input]]` with `kind = "rpm"`
+#[derive(Debug, Clone, PartialEq)]
+pub struct RpmInput {
+    /// Required. Name of the input, unique.
+    pub name: String,
+    /// Required. Paths of `.rpm` files, relative to the cluster file.
+    pub paths: Vec<String>,
+    /// Optional, default none. Paths of OpenPGP public keys, relative to the cluster file. With them, every package must be
+    /// signed by one; without, the lock alone says what the packages are.
+    pub keys: Vec<String>,
+}
+
+/// Container images in an archive.
 ///
 /// TOML: `[[input]]` with `kind = "image-archive"`
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageArchiveInput {
     /// Required. Name of the input, unique.
     pub name: String,
-    /// Required. Path, relative to the cluster file, of a `.tar` or `.tar.zst` as `docker save` writes it, or with an OCI
-    /// layout in it; it may hold many images.
+    /// Required. Path, relative to the cluster file, of a `.tar`, `.tar.gz`, `.tgz`, `.tar.xz` or `.tar.zst` as `docker save`
+    /// writes it, or with an OCI layout in it; it may hold many images.
     pub path: String,
+    /// Optional, default what the lock says. SHA-256 of the archive, 64 hex digits.
+    pub sha256: Option<String>,
+    /// Optional, default none. Further names of images: the name somebody will ask for, and the one in the archive:
+    /// `{ "docker.io/calico/cni:v3.26.1" = "lcr.loongnix.cn/calico/cni:3.26.1" }`.
+    pub names: BTreeMap<String, String>,
 }
 
 /// A container image assembled by imgbuild.
@@ -422,7 +473,9 @@ impl Input {
             Self::Deb(input) => &input.name,
             Self::Source(input) => &input.name,
             Self::File(input) => &input.name,
+            Self::Tar(input) => &input.name,
             Self::Rootfs(input) => &input.name,
+            Self::Rpm(input) => &input.name,
             Self::ImageArchive(input) => &input.name,
         }
     }
@@ -459,6 +512,16 @@ impl Cluster {
     /// The files, in the file's order.
     pub fn files(&self) -> impl Iterator<Item = &FileInput> {
         self.input.iter().filter_map(|input| if let Input::File(file) = input { Some(file) } else { None })
+    }
+
+    /// The archives of files, in the file's order.
+    pub fn tars(&self) -> impl Iterator<Item = &TarInput> {
+        self.input.iter().filter_map(|input| if let Input::Tar(tar) = input { Some(tar) } else { None })
+    }
+
+    /// The RPM packages, in the file's order.
+    pub fn rpms(&self) -> impl Iterator<Item = &RpmInput> {
+        self.input.iter().filter_map(|input| if let Input::Rpm(rpm) = input { Some(rpm) } else { None })
     }
 
     /// The vendor's root filesystems, in the file's order; at most one in a valid file.

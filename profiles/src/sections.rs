@@ -15,7 +15,7 @@ use crate::schema::{
     Architecture, CalicoSection, Cluster, ClusterDns, ClusterSection, ContainerdSection, DebInput, DiskSection,
     Distribution, Encapsulation, EtcdSection, FileInput, Image, ImageArchiveInput, Input, KubernetesSection,
     LoadBalancerSection, NetworkPlugin, NetworkSection, NodeSection, OsSection, PayloadSection, ProxyMode, Role,
-    RootfsInput, SourceInput,
+    RootfsInput, RpmInput, SourceInput, TarInput,
 };
 use crate::version::Version;
 
@@ -176,7 +176,9 @@ fn input(t: &mut Table<'_, '_>) -> Input {
         ("deb", Kind::Deb),
         ("source", Kind::Source),
         ("file", Kind::File),
+        ("tar", Kind::Tar),
         ("rootfs", Kind::Rootfs),
+        ("rpm", Kind::Rpm),
         ("image-archive", Kind::ImageArchive),
     ];
     #[derive(Clone, Copy)]
@@ -184,7 +186,9 @@ fn input(t: &mut Table<'_, '_>) -> Input {
         Deb,
         Source,
         File,
+        Tar,
         Rootfs,
+        Rpm,
         ImageArchive,
     }
     let Some(kind) = t.required("kind", |d, item| Some(choice(KINDS)(d, item))) else {
@@ -217,10 +221,31 @@ fn input(t: &mut Table<'_, '_>) -> Input {
             to: t.required("to", absolute),
             mode: t.with_default("mode", 0o644, mode),
         }),
-        Kind::Rootfs => Input::Rootfs(RootfsInput { name: t.required("name", word), path: t.required("path", word) }),
-        Kind::ImageArchive => {
-            Input::ImageArchive(ImageArchiveInput { name: t.required("name", word), path: t.required("path", word) })
-        }
+        Kind::Tar => Input::Tar(TarInput {
+            name: t.required("name", word),
+            path: t.required("path", word),
+            sha256: t.optional("sha256", sha256),
+            members: t.with_default("members", vec![], array(word)),
+            to: t.required("to", absolute),
+        }),
+        Kind::Rootfs => Input::Rootfs(RootfsInput {
+            name: t.required("name", word),
+            path: t.required("path", word),
+            sha256: t.optional("sha256", sha256),
+            kernel: t.optional("kernel", word),
+            foreign: t.with_default("foreign", vec![], array(absolute)),
+        }),
+        Kind::Rpm => Input::Rpm(RpmInput {
+            name: t.required("name", word),
+            paths: t.required("paths", array(word)),
+            keys: t.with_default("keys", vec![], array(word)),
+        }),
+        Kind::ImageArchive => Input::ImageArchive(ImageArchiveInput {
+            name: t.required("name", word),
+            path: t.required("path", word),
+            sha256: t.optional("sha256", sha256),
+            names: t.with_default("names", BTreeMap::new(), strings),
+        }),
     }
 }
 

@@ -7,7 +7,9 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use crate::decode::Decoder;
-use crate::schema::{Cluster, DiskSection, Input, LoadBalancerSection, NetworkPlugin, ProxyMode, Role};
+use crate::schema::{
+    Cluster, DiskSection, Distribution, Input, LoadBalancerSection, NetworkPlugin, ProxyMode, Role, RpmInput,
+};
 use crate::sections::{is_clean_path, is_dns_name};
 use crate::text;
 use crate::validate_network;
@@ -357,34 +359,80 @@ fn inputs(c: &Cluster, d: &mut Decoder) {
                     );
                 }
             }
-            Input::File(file) => inside_directory(d, index, &file.path),
+            Input::File(file) => inside_directory(d, &format!("input[{index}].path"), &file.path),
+            Input::Tar(tar) => {
+                archive(d, index, &tar.path);
+                for (at, member) in tar.members.iter().enumerate() {
+                    if !is_clean_path(&format!("/{member}")) {
+                        let what = format!("\"{member}\" is not a plain path inside an archive");
+                        let key = format!("input[{index}].members[{at}]");
+                        d.report(&[&key], what, "", "write it like \"kubernetes/server/bin/kubeadm\"");
+                    }
+                }
+            }
             Input::Rootfs(rootfs) => {
-                inside_directory(d, index, &rootfs.path);
                 archive(d, index, &rootfs.path);
                 if c.rootfs().next().is_some_and(|first| first.name != rootfs.name) {
                     let what = "two inputs are root filesystems";
                     d.report(&[&format!("input[{index}].kind")], what, "there is one root", "keep one of them");
                 }
             }
+            Input::Rpm(rpm) => rpms(c, d, index, rpm),
             Input::ImageArchive(images) => {
-                inside_directory(d, index, &images.path);
                 archive(d, index, &images.path);
+                for name in images.names.keys().filter(|name| tag(name).is_none()) {
+                    let what = format!("\"{name}\" is not an image reference with a tag");
+                    let key = format!("input[{index}].names.{name}");
+                    d.report(&[&key], what, "", "write it like \"docker.io/calico/node:v3.26.1\"");
+                }
             }
         }
     }
 }
 
-fn inside_directory(d: &mut Decoder, index: usize, path: &str) {
-    if path.starts_with('/') || path.split('/').any(|part| part == "..") {
-        let what = format!("\"{path}\" leads out of the directory of the cluster file");
-        d.report(&[&format!("input[{index}].path")], what, "a cluster must be whole in one directory", "");
+fn rpms(c: &Cluster, d: &mut Decoder, index: usize, rpm: &RpmInput) {
+    if c.rootfs().next().is_none() {
+        d.report(
+            &[&format!("input[{index}].kind"), "input"],
+            "there are RPM packages, but no root filesystem",
+            "they are laid over one; nothing here resolves what they depend on",
+            "add `[[input]]` with `kind = \"rootfs\"`",
+        );
+    }
+    if rpm.paths.is_empty() {
+        let what = format!("input `{}` has no package", rpm.name);
+        d.report(&[&format!("input[{index}].paths")], what, "", "name its .rpm files");
+    }
+    for (key, paths) in [("paths", &rpm.paths), ("keys", &rpm.keys)] {
+        for (at, path) in paths.iter().enumerate() {
+            let place = format!("input[{index}].{key}[{at}]");
+            inside_directory(d, &place, path);
+            if key == "paths" && !path.ends_with(".rpm") {
+                d.report(&[&place], format!("\"{path}\" is not a .rpm"), "", "name binary packages");
+            }
+            if paths[..at].contains(path) {
+                d.report(&[&place], format!("\"{path}\" is listed twice"), "", "keep one of them");
+            }
+        }
     }
 }
 
+fn inside_directory(d: &mut Decoder, key: &str, path: &str) {
+    if path.starts_with('/') || path.split('/').any(|part| part == "..") {
+        let what = format!("\"{path}\" leads out of the directory of the cluster file");
+        d.report(&[key], what, "a cluster must be whole in one directory", "");
+    }
+}
+
+/// How the names of archives end that can be read.
+const ARCHIVES: [&str; 5] = [".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.zst"];
+
 fn archive(d: &mut Decoder, index: usize, path: &str) {
-    if !path.ends_with(".tar") && !path.ends_with(".tar.zst") {
-        let what = format!("\"{path}\" is neither a .tar nor a .tar.zst");
-        d.report(&[&format!("input[{index}].path")], what, "", "pack it as one of these");
+    let key = format!("input[{index}].path");
+    inside_directory(d, &key, path);
+    if !ARCHIVES.iter().any(|end| path.ends_with(end)) {
+        let what = format!("\"{path}\" is not an archive: none of {}", text::list(&ARCHIVES));
+        d.report(&[&key], what, "", "pack it as one of these");
     }
 }
 
@@ -454,6 +502,22 @@ fn os(c: &Cluster, d: &mut Decoder) {
         );
     } else {
         packages(c, d);
+    }
+    if !c.os.packages.is_empty() && c.rootfs().next().is_some() {
+        d.report(
+            &["os.packages", "input"],
+            "the root would be made of packages and of a root filesystem",
+            "Debian's packages bring a C library and a systemd of their own, which do not mix with the vendor's",
+            "drop the packages, and bring what is missing as inputs of kind \"rpm\", \"tar\" or \"file\"",
+        );
+    }
+    if c.os.distribution == Distribution::Kylin && c.rootfs().next().is_none() {
+        d.report(
+            &["os.distribution", "input"],
+            "Kylin without a root filesystem",
+            "nobody but its vendor has its packages",
+            "add `[[input]]` with `kind = \"rootfs\"`",
+        );
     }
     links(d, "os.alternatives", &c.os.alternatives);
     for (index, argument) in c.os.kernel_args.iter().enumerate() {

@@ -404,7 +404,10 @@ fn row_17_a_dead_haproxy_fails_over() {
         assert!(!instance.says("nopreempt"), "whoever has less would stay in office");
         let weight: i16 = conf.block("vrrp_script apiserver").value("weight").unwrap().parse().unwrap();
         let priority: i16 = instance.value("priority").unwrap().parse().unwrap();
-        assert!(weight < 0 && priority + weight > 0, "out of the election when all checks fail, and nobody has the address");
+        assert!(
+            weight < 0 && priority + weight > 0,
+            "out of the election when all checks fail, and nobody has the address"
+        );
     }
 }
 

@@ -49,6 +49,15 @@ pub fn binary() -> &'static Path {
     })
 }
 
+/// The user's store, from which the lab is built.
+pub fn users_store() -> PathBuf {
+    if let Some(store) = std::env::var_os("IMGBUILD_STORE") {
+        return store.into();
+    }
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    cache.unwrap_or_else(|| Path::new(&std::env::var_os("HOME").expect("HOME is set")).join(".cache")).join("imgbuild")
+}
+
 /// The built lab.
 #[derive(Debug)]
 pub struct Lab {

@@ -23,6 +23,8 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("qemu-system-x86_64", "qemu-system-x86"),
+    ("rpmbuild", "rpm"),
+    ("rpmsign", "rpm"),
     ("setpriv", "util-linux"),
     ("sgdisk", "gdisk"),
     ("skopeo", "skopeo"),

@@ -6,22 +6,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use imgbuild_tests::build::{binary, folder, lab};
+use imgbuild_tests::build::{binary, folder, lab, users_store};
 use imgbuild_tests::cli::{Outcome, files_below};
 use imgbuild_tests::disk::partitions;
 use imgbuild_tests::tool::run;
-
-/// The user's store, from which the lab was built.
-fn users_store() -> PathBuf {
-    if let Some(store) = std::env::var_os("IMGBUILD_STORE") {
-        return store.into();
-    }
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    cache.unwrap_or_else(|| Path::new(&std::env::var_os("HOME").expect("HOME is set")).join(".cache")).join("imgbuild")
-}
 
 /// A store with the inputs of `from` and none of its results, but for the compiled Kubernetes: compiling it takes ten
 /// minutes, and whether that is reproducible is the source build's own test. `IMGBUILD_TEST_FULL=1` leaves that out, too.

@@ -211,7 +211,11 @@ fn booted_fault_virtual_router_in_use() {
 fn virtual_router_id(built: &Built) -> u8 {
     let out = tempfile::tempdir().unwrap();
     let mut render = Command::new(binary());
-    render.args(["render", "--profile", "master-1", "--cluster"]).args([&built.cluster, Path::new("--out"), out.path()]);
+    render.args(["render", "--profile", "master-1", "--cluster"]).args([
+        &built.cluster,
+        Path::new("--out"),
+        out.path(),
+    ]);
     Outcome::of(&mut render).succeeds();
     let file = out.path().join("render/master-1/etc/keepalived/keepalived.conf");
     let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("reading {}: {error}", file.display()));

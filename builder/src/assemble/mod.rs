@@ -4,11 +4,13 @@
 //! whose key is all that may influence it, so a build makes only what is new.
 
 pub mod calico;
+mod image_archive;
 pub mod node;
 pub mod os;
 pub mod payload;
 mod programs;
 pub mod sources;
+pub mod vendor;
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -61,6 +63,8 @@ pub struct Sources {
     pub programs: Vec<SourceInputs>,
     /// Files from beside the cluster file: place on the node, mode, content.
     pub files: Vec<(String, u32, Digest)>,
+    /// A vendor's system, and archives, from beside the cluster file.
+    pub vendor: vendor::Vendor,
 }
 
 /// A package in the store.
@@ -119,7 +123,11 @@ impl Bench<'_> {
     fn origin(&self, content: &Content) -> Option<String> {
         let Content::Slice { object, .. } = content else { return None };
         if let Some((to, ..)) = self.sources.files.iter().find(|(.., file)| file == object) {
-            return Some(format!("the input file for {to}"));
+            let path = self.cluster.files().find(|file| file.to == *to).map_or("", |file| &file.path);
+            return Some(format!("the input file {path}"));
+        }
+        if let Some(origin) = self.vendor_origin(object) {
+            return Some(origin);
         }
         // A package's files are slices of its decompressed archive.
         let packages = self.sources.os.iter().chain(&self.sources.payload).chain(self.sources.images.iter().flatten());

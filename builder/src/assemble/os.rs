@@ -10,10 +10,10 @@ use profiles::schema::Distribution;
 use serde::{Deserialize, Serialize};
 
 use super::programs::{program, programs};
-use super::{Bench, PAYLOAD_PREFIX, firstboot};
+use super::{Bench, PAYLOAD_PREFIX, firstboot, vendor};
 use crate::image::cpio;
 use crate::image::squashfs::{self, Packed};
-use crate::proof::elf;
+use crate::proof::efi;
 use crate::store::{Digest, step_key};
 use crate::tree::{Content, FileTree, initramfs, os, overlay};
 
@@ -64,6 +64,7 @@ pub fn build(bench: &Bench<'_>) -> Result<OsLayer> {
         STEP_VERSION,
         &(
             (&bench.sources.os, &bench.sources.files, bench.sources.epoch, binaries(bench)?),
+            bench.sources.vendor.of_root(),
             format!("{:?} {:?} {:?}", os.distribution, os.architecture, os.alternatives),
             (Digest::of(firstboot), overlays_digest(bench)?, bench.squashfs().block_size, bench.squashfs().level),
         ),
@@ -72,10 +73,15 @@ pub fn build(bench: &Bench<'_>) -> Result<OsLayer> {
 }
 
 fn assemble(bench: &Bench<'_>, firstboot: &'static [u8]) -> Result<OsLayer> {
-    tracing::info!("assembling the OS layer from {} packages", bench.sources.os.len());
+    match bench.cluster.rootfs().next() {
+        Some(rootfs) => tracing::info!("assembling the OS layer from {}", rootfs.path),
+        None => tracing::info!("assembling the OS layer from {} packages", bench.sources.os.len()),
+    }
     let root = root(bench)?;
-    elf::check(bench.store, &root.tree, &bench.target()?, &|content| bench.origin(content))?;
+    bench.prove_elf(&root.tree)?;
+    vendor::prove_commands(bench, &root.tree)?;
     let (kernel_version, kernel) = initramfs::kernel_image(&root.tree)?;
+    efi::check(bench.store, &kernel, bench.architecture(), &format!("the kernel {kernel_version}"))?;
     let init = Content::Bytes(firstboot.into());
     let files = initramfs::initramfs(bench.store, &root.tree, &root.modules, init, &initramfs::Options::default())?;
     let mut writer = bench.store.writer()?;
@@ -131,6 +137,11 @@ pub(super) fn root(bench: &Bench<'_>) -> Result<os::Os> {
             extra.insert(to.trim_start_matches('/'), bench.file(content, *mode)?)?;
         }
     }
+    for (path, entry) in vendor::tar_files(bench)? {
+        if !path.starts_with(PAYLOAD_PREFIX.trim_start_matches('/')) {
+            extra.insert(&path, entry)?;
+        }
+    }
     for (name, object) in binaries(bench)? {
         extra.insert(&format!("usr/bin/{name}"), bench.file(&object, 0o755)?)?;
     }
@@ -139,6 +150,9 @@ pub(super) fn root(bench: &Bench<'_>) -> Result<os::Os> {
         extra,
         alternatives: bench.cluster.os.alternatives.clone(),
     };
+    if bench.sources.vendor.rootfs.is_some() {
+        return vendor::root(bench, options);
+    }
     bench.with_packages(&bench.sources.os, |packages| os::assemble(bench.store, packages, &options))
 }
 
@@ -149,9 +163,16 @@ fn boot_loader(bench: &Bench<'_>, tree: &FileTree) -> Result<Part> {
     };
     let path = format!("usr/lib/systemd/boot/efi/systemd-boot{suffix}.efi");
     let content = tree.content(&path).with_context(|| {
-        crate::error::Failure::user(format!("no package has the boot loader /{path}"))
-            .hint("add \"systemd-boot-efi\" to `[os] packages`")
+        let failure = crate::error::Failure::user(format!("nothing has the boot loader /{path}"));
+        match bench.cluster.rootfs().next() {
+            Some(_) => failure.hint(format!(
+                "the root filesystem has none: bring systemd-boot of any distribution as `[[input]]` with `kind = \"file\"` \
+                 and `to = \"/{path}\"`; Debian's package systemd-boot-efi has it at that path"
+            )),
+            None => failure.hint("add \"systemd-boot-efi\" to `[os] packages`"),
+        }
     })?;
+    efi::check(bench.store, content, bench.architecture(), &format!("the boot loader /{path}"))?;
     part(bench, content)
 }
 

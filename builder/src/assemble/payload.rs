@@ -2,21 +2,22 @@
 
 //! The payload: what lies at /opt/imgbuild on every node, whatever its role. Layout: docs/contracts.md, section 3.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::io::Read;
 
 use anyhow::{Context, Result};
 use profiles::schema::Image;
 use serde::Serialize;
 
 use super::programs::{program, programs};
-use super::{Bench, Deb, PAYLOAD_PREFIX, calico, firstboot, os};
+use super::{Bench, Deb, PAYLOAD_PREFIX, calico, firstboot, image_archive, os, vendor};
 use crate::error::Failure;
 use crate::image::oci::{self, Layer, Layout, Process};
 use crate::image::squashfs::{self, Packed};
 use crate::inputs::deb::version;
 use crate::inputs::source::{self, Programs};
 use crate::proof::elf;
-use crate::proof::images::{problems, wanted_by_kubeadm};
+use crate::proof::images::{problems, wanted_by_kubeadm, wanted_by_manifest};
 use crate::store::{Digest, step_key};
 use crate::tree::{Entry, FileTree, alternatives};
 
@@ -25,6 +26,9 @@ const STEP_VERSION: u32 = 1;
 
 /// Where a package keeps its CNI plugins (`/usr/lib/cni` by Debian's patch of containernetworking-plugins).
 const PACKAGED_CNI: &str = "usr/lib/cni/";
+
+/// What every node finds in the payload's bin.
+const COMMANDS: [&str; 4] = ["crictl", "kubeadm", "kubectl", "kubelet"];
 
 /// The name of containerd's package, source package and program.
 const CONTAINERD: &str = "containerd";
@@ -36,7 +40,7 @@ struct Description<'a> {
     architecture: String,
     kubernetes: String,
     containerd: String,
-    images: BTreeSet<&'a str>,
+    images: BTreeSet<String>,
     sandbox_image: &'a str,
 }
 
@@ -78,9 +82,16 @@ pub fn build(bench: &Bench<'_>) -> Result<Packed> {
 /// Fails unless every image that a node will ask for is declared, and for its architecture.
 fn prove_images(bench: &Bench<'_>) -> Result<()> {
     let architecture = bench.architecture();
-    let declared: BTreeMap<_, _> =
-        bench.cluster.image.iter().map(|image| (image.reference.clone(), architecture)).collect();
-    let wanted = wanted_by_kubeadm(&bench.cluster.kubernetes);
+    let declared = image_names(bench)?.into_iter().map(|name| (name, architecture)).collect();
+    let mut wanted = wanted_by_kubeadm(&bench.cluster.kubernetes);
+    for (to, _, content) in &bench.sources.files {
+        let Some(name) = to.strip_prefix(PAYLOAD_PREFIX).and_then(|path| path.strip_prefix("manifests/")) else {
+            continue;
+        };
+        let mut text = String::new();
+        bench.store.open_object(content)?.read_to_string(&mut text).with_context(|| format!("reading {to}"))?;
+        wanted.extend(wanted_by_manifest(name, &text)?);
+    }
     let found = problems(&wanted, &declared, architecture);
     if found.is_empty() {
         return Ok(());
@@ -90,11 +101,20 @@ fn prove_images(bench: &Bench<'_>) -> Result<()> {
         .into())
 }
 
+/// The names of all images of the payload.
+fn image_names(bench: &Bench<'_>) -> Result<BTreeSet<String>> {
+    let mut names = image_archive::names(bench)?;
+    names.extend(bench.cluster.image.iter().map(|image| image.reference.clone()));
+    Ok(names)
+}
+
 fn tree(bench: &Bench<'_>, firstboot: &[u8], manifests: &calico::Manifests) -> Result<FileTree> {
     let programs = programs(bench)?;
     let mut tree = FileTree::new();
     tree.insert("bin/firstboot", Entry::file(firstboot, 0o755))?;
-    for name in bench.cluster.payload.binaries.iter().map(String::as_str).chain(["crictl"]) {
+    // With sources come programs of ours; without, the user brings them all.
+    let crictl = bench.cluster.sources().next().map(|_| "crictl");
+    for name in bench.cluster.payload.binaries.iter().map(String::as_str).chain(crictl) {
         tree.insert(&format!("bin/{name}"), program(&programs, name, "[payload] binaries")?)?;
     }
     for (path, entry) in bench.merged(&bench.sources.payload)?.iter() {
@@ -106,6 +126,7 @@ fn tree(bench: &Bench<'_>, firstboot: &[u8], manifests: &calico::Manifests) -> R
     for (image, packages) in bench.cluster.image.iter().zip(&bench.sources.images) {
         layout.add(&self::image(bench, image, packages, &programs)?)?;
     }
+    image_archive::add(bench, &mut layout)?;
     for (path, entry) in layout.finish()?.iter() {
         if !path.is_empty() {
             tree.insert(&format!("images/{path}"), entry.clone())?;
@@ -120,7 +141,19 @@ fn tree(bench: &Bench<'_>, firstboot: &[u8], manifests: &calico::Manifests) -> R
             tree.insert(path, entry)?;
         }
     }
-    tree.insert("manifests", Entry::dir(0o755))?;
+    for (path, entry) in vendor::tar_files(bench)? {
+        if let Some(path) = path.strip_prefix(PAYLOAD_PREFIX.trim_start_matches('/')) {
+            tree.insert(path, entry)?;
+        }
+    }
+    let absent: Vec<&str> =
+        COMMANDS.iter().filter(|name| tree.content(&format!("bin/{name}")).is_none()).copied().collect();
+    if !absent.is_empty() {
+        return Err(Failure::user(format!("the payload lacks {}", absent.join(", ")))
+            .hint("bring them to /opt/imgbuild/bin: as input of kind \"file\" or \"tar\", or by `[payload] binaries`")
+            .into());
+    }
+    tree.ensure_dir("manifests", 0o755)?;
     // Where the pod network installs plugins, the node mounts them over this directory.
     tree.ensure_dir("cni/bin", 0o755)?;
     let description = serde_json::to_vec_pretty(&describe(bench)?).context("describing the payload")?;
@@ -135,8 +168,7 @@ fn prove_programs(bench: &Bench<'_>, payload: &FileTree) -> Result<()> {
     for (path, entry) in payload.iter().filter(|(path, _)| !path.is_empty()) {
         whole.insert(&format!("{}{path}", PAYLOAD_PREFIX.trim_start_matches('/')), entry.clone())?;
     }
-    elf::check(bench.store, &whole, &bench.target()?, &|content| bench.origin(content))?;
-    Ok(())
+    bench.prove_elf(&whole)
 }
 
 fn describe<'a>(bench: &'a Bench<'_>) -> Result<Description<'a>> {
@@ -145,7 +177,7 @@ fn describe<'a>(bench: &'a Bench<'_>) -> Result<Description<'a>> {
         architecture: source::golang::goarch(bench.architecture()).to_owned(),
         kubernetes: format!("v{}", bench.cluster.kubernetes.version),
         containerd: containerd_version(bench)?,
-        images: bench.cluster.image.iter().map(|image| image.reference.as_str()).collect(),
+        images: image_names(bench)?,
         sandbox_image: &bench.cluster.kubernetes.pause_image,
     })
 }
@@ -153,6 +185,10 @@ fn describe<'a>(bench: &'a Bench<'_>) -> Result<Description<'a>> {
 /// The upstream version of the containerd in the root, from a package or compiled. Its configuration was written for the
 /// version that the cluster file declares, so the two must agree.
 fn containerd_version(bench: &Bench<'_>) -> Result<String> {
+    if bench.sources.vendor.rootfs.is_some() {
+        // Brought by the user in one of many forms, none of which says its version for certain.
+        return Ok(bench.cluster.containerd.version.to_string());
+    }
     let packaged = bench.sources.os.iter().find(|package| package.name == CONTAINERD);
     let compiled = bench.cluster.os.binaries.iter().any(|name| name == CONTAINERD);
     let source = bench.cluster.sources().find(|source| compiled && source.package == CONTAINERD);
@@ -205,7 +241,8 @@ fn image(bench: &Bench<'_>, image: &Image, packages: &[Deb], programs: &Programs
         let created_by = format!("imgbuild: binaries {}", image.binaries.join(" "));
         layers.push(Layer::write(bench.store, &tree, bench.sources.epoch, &created_by).with_context(of)?);
     }
-    elf::check(bench.store, &whole, &bench.target()?, &|content| bench.origin(content)).with_context(of)?;
+    elf::check(bench.store, &whole, &bench.target()?, &elf::Files::of(&|content| bench.origin(content)))
+        .with_context(of)?;
     // An image of one program runs it; kubeadm's manifests name the program themselves.
     let entrypoint = match (&image.entrypoint[..], &image.binaries[..]) {
         ([], [only]) => vec![format!("{}/{only}", image.binaries_to.trim_end_matches('/'))],

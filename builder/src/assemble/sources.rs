@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use profiles::Cluster;
 use profiles::node::Architecture;
-use profiles::schema::{DebInput, Distribution, SourceInput};
+use profiles::schema::{DebInput, SourceInput};
 
-use super::{Deb, Sources, programs};
+use super::{Deb, Sources, programs, vendor};
 use crate::error::Failure;
 use crate::inputs::request::{DebRequest, FileRequest, Origin, Request, SourceRequest};
 use crate::inputs::source;
@@ -54,10 +54,9 @@ fn toolchain_name(source: &SourceInput) -> String {
 /// Everything `cluster` needs from outside, by name.
 ///
 /// # Errors
-/// What this version cannot build; packages without an archive to take them from; a recipe that does not exist; a
+/// Packages without an archive to take them from; a recipe that does not exist; a
 /// malformed digest.
 pub fn requests(cluster: &Cluster) -> Result<BTreeMap<String, Request>> {
-    refuse_vendor_roots(cluster)?;
     let mut requests = BTreeMap::new();
     let mut packages = |name: String, archive: Option<&DebInput>, wanted: Wanted<'_>| -> Result<()> {
         if wanted.packages.is_empty() {
@@ -101,27 +100,17 @@ pub fn requests(cluster: &Cluster) -> Result<BTreeMap<String, Request>> {
         requests.insert(source.name.clone(), Request::Source(request));
     }
     for file in cluster.files() {
-        let sha256 = file.sha256.as_ref().map(|sha256| sha256.parse()).transpose();
-        let sha256 = sha256.with_context(|| format!("reading the sha256 of input `{}`", file.name))?;
-        requests.insert(file.name.clone(), Request::File(FileRequest { path: file.path.clone(), sha256 }));
+        requests.insert(file.name.clone(), file_request(&file.name, &file.path, file.sha256.as_deref())?);
     }
+    vendor::requests(cluster, &mut requests)?;
     Ok(requests)
 }
 
-/// A vendor's root filesystem, and images it comes with, can be declared but not built yet.
-fn refuse_vendor_roots(cluster: &Cluster) -> Result<()> {
-    let rootfs = cluster.rootfs().map(|input| format!("input `{}` is a root filesystem", input.name));
-    let images = cluster.image_archives().map(|input| format!("input `{}` is an archive of images", input.name));
-    let mut reasons: Vec<String> = rootfs.chain(images).collect();
-    if cluster.os.distribution == Distribution::Kylin {
-        reasons.push("`[os] distribution` is \"kylin\"".to_owned());
-    }
-    if reasons.is_empty() {
-        return Ok(());
-    }
-    let message =
-        format!("this version of imgbuild cannot build from a vendor root filesystem yet: {}", reasons.join(", "));
-    Err(Failure::user(message).hint("`imgbuild validate` and `imgbuild render` work with this cluster file").into())
+/// The request for the file at `path`, of the input `name`.
+pub(super) fn file_request(name: &str, path: &str, sha256: Option<&str>) -> Result<Request> {
+    let sha256 = sha256.map(str::parse).transpose();
+    let sha256 = sha256.with_context(|| format!("reading the sha256 of input `{name}`"))?;
+    Ok(Request::File(FileRequest { path: path.to_owned(), sha256 }))
 }
 
 /// Packages to be asked for.
@@ -211,27 +200,6 @@ pub fn from_lock(cluster: &Cluster, lock: &Lock) -> Result<Sources> {
         images,
         programs,
         files,
+        vendor: vendor::from_lock(cluster, lock)?,
     })
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::error::{self, ErrorKind};
-
-    /// It names everything that stands in the way, and what works all the same.
-    #[test]
-    fn a_vendor_root_filesystem_is_refused_by_name() {
-        let text = include_str!("../../../profiles/kylin-v11-ha/cluster.toml");
-        let error = requests(&Cluster::parse("kylin-v11-ha", text).unwrap()).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "this version of imgbuild cannot build from a vendor root filesystem yet: input `kylin-server-v11` is a root \
-             filesystem, input `images` is an archive of images, `[os] distribution` is \"kylin\""
-        );
-        assert_eq!(error::kind(&error), ErrorKind::User);
-        let hint = "`imgbuild validate` and `imgbuild render` work with this cluster file";
-        assert_eq!(error::hint(&error).as_deref(), Some(hint));
-    }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::assemble::{self, Bench, calico};
+use crate::assemble::{self, Bench, calico, vendor};
 use crate::cli::{Options, Output};
 use crate::commands::{ClusterFile, inputs, jobs, open_store, say};
 use crate::error::Failure;
@@ -17,7 +17,10 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let nodes = file.some_nodes(options)?;
     let store = open_store(options)?;
     let sources = inputs::ready(&file, options, &store)?;
-    let bench = Bench { store: &store, cluster: &file.cluster, sources, jobs: jobs(options) };
+    let mut bench = Bench { store: &store, cluster: &file.cluster, sources, jobs: jobs(options) };
+    if bench.sources.epoch == 0 {
+        bench.sources.epoch = vendor::epoch(&bench)?;
+    }
     say(&calico::of(&bench)?);
     let pki = file.pki()?;
     let creating = |error| Failure::io(format!("creating {}", options.out.display()), error);

@@ -7,6 +7,8 @@ pub mod download;
 #[cfg(test)]
 mod fake_mirror;
 mod http;
+pub mod image_archive;
 pub mod mirror;
 pub mod request;
+pub mod rpm;
 pub mod source;

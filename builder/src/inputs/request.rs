@@ -32,6 +32,11 @@ pub enum Request {
     Source(SourceRequest),
     /// A file beside the cluster file.
     File(FileRequest),
+    /// Several of them, by their paths relative to the cluster file.
+    Files {
+        /// The paths.
+        paths: BTreeSet<String>,
+    },
 }
 
 /// Where packages come from, and how that is verified.
@@ -209,30 +214,36 @@ impl Session<'_> {
                 )?;
                 (origin.suites.clone(), 0, files)
             }
-            Request::File(file) => {
-                let path = self.base.join(&file.path);
-                let (sha256, size) = match file.sha256 {
-                    Some(sha256) => (sha256, std::fs::metadata(path).map_err(|e| missing_file(&file.path, e))?.len()),
-                    None => {
-                        let content = File::open(path).map_err(|e| missing_file(&file.path, e))?;
-                        self.downloader.store().put_reader(content, None)?
-                    }
-                };
-                let item = LockedItem {
-                    kind: ItemKind::File,
-                    name: file.path.rsplit('/').next().unwrap_or_default().to_owned(),
-                    version: String::new(),
-                    architecture: String::new(),
-                    archive: String::new(),
-                    path: file.path.clone(),
-                    size,
-                    sha256,
-                };
-                (Vec::new(), 0, vec![item])
+            Request::File(file) => (Vec::new(), 0, vec![self.file_item(&file.path, file.sha256)?]),
+            Request::Files { paths } => {
+                let items = paths.iter().map(|path| self.file_item(path, None)).collect::<Result<_>>()?;
+                (Vec::new(), 0, items)
             }
         };
         items.sort_by(|a, b| (&a.name, &a.path).cmp(&(&b.name, &b.path)));
         Ok(LockedInput { request: digest, suites, date, items })
+    }
+
+    /// The file at `path`, which must be `sha256` if that is given; else it is what it is now.
+    fn file_item(&self, path: &str, sha256: Option<Digest>) -> Result<LockedItem> {
+        let file = self.base.join(path);
+        let (sha256, size) = match sha256 {
+            Some(sha256) => (sha256, std::fs::metadata(file).map_err(|e| missing_file(path, e))?.len()),
+            None => {
+                let content = File::open(file).map_err(|e| missing_file(path, e))?;
+                self.downloader.store().put_reader(content, None)?
+            }
+        };
+        Ok(LockedItem {
+            kind: ItemKind::File,
+            name: path.rsplit('/').next().unwrap_or_default().to_owned(),
+            version: String::new(),
+            architecture: String::new(),
+            archive: String::new(),
+            path: path.to_owned(),
+            size,
+            sha256,
+        })
     }
 
     fn repository(&self, origin: &Origin) -> Result<Repository<'_>> {

@@ -106,7 +106,11 @@ impl Pki {
             .with_context(|| format!("creating {}", dir.display()))?;
         let mode = fs::metadata(dir).with_context(|| format!("reading {}", dir.display()))?.permissions().mode();
         if mode & 0o077 != 0 {
-            let what = format!("{} holds the cluster's private keys, but its mode {:04o} lets others in", dir.display(), mode & 0o7777);
+            let what = format!(
+                "{} holds the cluster's private keys, but its mode {:04o} lets others in",
+                dir.display(),
+                mode & 0o7777
+            );
             return Err(Failure::user(what).hint(format!("run: chmod 700 {}", dir.display())).into());
         }
         let _lock = lock(dir)?;

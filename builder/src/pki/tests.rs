@@ -158,7 +158,11 @@ fn the_service_account_key_is_rsa_and_is_not_replaced() {
     assert_is_told_to(Pki::open(&dir.path().join("secrets"), noon()), "service-account.key is not there", "restore it");
     // An early imgbuild made keys of this kind.
     fs::copy(dir.path().join("secrets/etcd-ca.key"), dir.path().join("secrets/service-account.key")).unwrap();
-    assert_is_told_to(Pki::open(&dir.path().join("secrets"), noon()), "service-account.key cannot be used", "early imgbuild");
+    assert_is_told_to(
+        Pki::open(&dir.path().join("secrets"), noon()),
+        "service-account.key cannot be used",
+        "early imgbuild",
+    );
 }
 
 #[test]

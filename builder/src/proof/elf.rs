@@ -72,32 +72,63 @@ pub struct Report {
 /// Says which package, or other input, a file is from; asked only for files that cannot run.
 pub type Origin<'a> = &'a dyn Fn(&Content) -> Option<String>;
 
+/// What is known of the files of a tree.
+#[derive(Clone, Copy)]
+pub struct Files<'a> {
+    /// Where a file is from.
+    pub origin: Origin<'a>,
+    /// Whether somebody else vouches for the libraries of a file: a vendor, for its own system. Machine and ABI are looked at
+    /// all the same.
+    pub vouched: &'a dyn Fn(&Content) -> bool,
+    /// Folders, as absolute paths, whose programs are meant for other machines.
+    pub foreign: &'a [String],
+}
+
+impl std::fmt::Debug for Files<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Files").field("foreign", &self.foreign).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Files<'a> {
+    /// Files for which nobody vouches.
+    pub fn of(origin: Origin<'a>) -> Self {
+        Self { origin, vouched: &|_| false, foreign: &[] }
+    }
+}
+
 /// Looks at every ELF file of the tree.
 ///
 /// # Errors
 /// All files for another machine or of the old world with where they are from, and all libraries that are missing with
 /// those that ask for them.
-pub fn check(store: &Store, tree: &FileTree, target: &Target, origin: Origin<'_>) -> Result<Report> {
-    let files: Vec<(&str, &Content)> = tree
+pub fn check(store: &Store, tree: &FileTree, target: &Target, of: &Files<'_>) -> Result<Report> {
+    let is_foreign = |path: &str| {
+        let below = |top: &String| path.strip_prefix(top.trim_matches('/')).is_some_and(|rest| rest.starts_with('/'));
+        may_be_foreign(path) || of.foreign.iter().any(below)
+    };
+    let files: Vec<(&str, &Content, bool)> = tree
         .iter()
         .filter_map(|(path, entry)| match &entry.kind {
-            Kind::File(content) if !FOREIGN.iter().any(|top| path.starts_with(top)) => Some((path, content)),
+            Kind::File(content) if !is_foreign(path) => Some((path, content, (of.vouched)(content))),
             _ => None,
         })
         .collect();
     let looked = files
         .par_iter()
-        .map(|(path, content)| look(store, content, target).with_context(|| format!("reading /{path}")))
+        .map(|(path, content, vouched)| {
+            look(store, content, target, *vouched).with_context(|| format!("reading /{path}"))
+        })
         .collect::<Result<Vec<Option<Seen>>>>()?;
     let mut problems: Vec<String> = Vec::new();
-    for ((path, content), seen) in files.iter().zip(&looked) {
+    for ((path, content, _), seen) in files.iter().zip(&looked) {
         if let Some(problem) = seen.as_ref().and_then(|seen| seen.problem.as_ref()) {
-            let from = origin(content).map_or(String::new(), |from| format!(" ({from})"));
+            let from = (of.origin)(content).map_or(String::new(), |from| format!(" ({from})"));
             problems.push(format!("/{path}{from}: {problem}"));
         }
     }
     let seen: Vec<(&str, Seen)> =
-        files.iter().zip(looked).filter_map(|((path, _), seen)| Some((*path, seen?))).collect();
+        files.iter().zip(looked).filter_map(|((path, ..), seen)| Some((*path, seen?))).collect();
     let unresolved: Vec<Vec<String>> =
         seen.iter().map(|(path, seen)| unresolved(tree, target, path, &seen.dynamic)).collect();
     let mut report = Report { files: seen.len(), dynamic: 0 };
@@ -105,7 +136,9 @@ pub fn check(store: &Store, tree: &FileTree, target: &Target, origin: Origin<'_>
     for ((path, file), names) in seen.iter().zip(&unresolved) {
         report.dynamic += usize::from(!file.dynamic.needed.is_empty() || file.dynamic.interpreter.is_some());
         for library in names {
-            if !loaded_before(&seen, &unresolved, path, file, library) {
+            if file.vouched {
+                tracing::debug!("{library}, which /{path} asks for, is where only its vendor knows");
+            } else if !loaded_before(&seen, &unresolved, path, file, library) {
                 missing.entry(library).or_default().push(path);
             }
         }
@@ -117,7 +150,10 @@ pub fn check(store: &Store, tree: &FileTree, target: &Target, origin: Origin<'_>
     if !problems.is_empty() {
         let message = format!("programs that cannot run on {}:\n  {}", target.name, problems.join("\n  "));
         return Err(Failure::verification(message)
-            .hint("add the packages that have what is missing, leave out what asks for it, and take files for another machine or ABI from somewhere else")
+            .hint(
+                "add the packages that have what is missing, leave out what asks for it, and take files for another machine or ABI \
+                 from somewhere else; what is meant for another machine in a vendor's root filesystem is named in its `foreign`",
+            )
             .into());
     }
     Ok(report)
@@ -126,10 +162,28 @@ pub fn check(store: &Store, tree: &FileTree, target: &Target, origin: Origin<'_>
 struct Seen {
     problem: Option<String>,
     dynamic: Dynamic,
+    vouched: bool,
+}
+
+/// Whether a file may be for another processor because of where it is.
+fn may_be_foreign(path: &str) -> bool {
+    FOREIGN.iter().any(|top| path.starts_with(top))
+}
+
+/// Why the file at `path` cannot run on `target`, if it is a program at all. Libraries are not looked for: in a layer of an image
+/// of others, nobody knows where they are.
+///
+/// # Errors
+/// Failing I/O, and an ELF file that contradicts itself.
+pub fn problem(store: &Store, path: &str, content: &Content, target: &Target) -> Result<Option<String>> {
+    if may_be_foreign(path) {
+        return Ok(None);
+    }
+    Ok(look(store, content, target, true)?.and_then(|seen| seen.problem))
 }
 
 /// `None` if it is no ELF file, or one for no machine of ours to judge.
-fn look(store: &Store, content: &Content, target: &Target) -> Result<Option<Seen>> {
+fn look(store: &Store, content: &Content, target: &Target, vouched: bool) -> Result<Option<Seen>> {
     let open = content.open(store)?;
     let Some(elf) = Elf::read(&open)? else { return Ok(None) };
     if elf.machine == BPF {
@@ -138,14 +192,19 @@ fn look(store: &Store, content: &Content, target: &Target) -> Result<Option<Seen
     if elf.machine != target.machine || !elf.wide || !elf.little {
         let bits = if elf.wide { 64 } else { 32 };
         let problem = Some(format!("is for another machine (e_machine {}, {bits}-bit)", elf.machine));
-        return Ok(Some(Seen { problem, dynamic: Dynamic::default() }));
+        return Ok(Some(Seen { problem, dynamic: Dynamic::default(), vouched }));
     }
     // Relocatable files, such as kernel modules, have no dynamic section.
-    let dynamic = if elf.kind == 1 { Dynamic::default() } else { elf.dynamic()? };
+    let dynamic = match elf.kind {
+        1 => Dynamic::default(),
+        // Debug files keep the tables of a section without its content.
+        _ if vouched => elf.dynamic().unwrap_or_default(),
+        _ => elf.dynamic()?,
+    };
     let old = (elf.flags >> 6) & 3 == 0 || dynamic.interpreter.as_deref() == Some("/lib64/ld.so.1");
     let problem = (elf.machine == machine::LOONGARCH && old && elf.kind != 1)
         .then(|| format!("has the old-world ABI (e_flags {:#x})", elf.flags));
-    Ok(Some(Seen { problem, dynamic }))
+    Ok(Some(Seen { problem, dynamic, vouched }))
 }
 
 /// Whether everything that loads the library at `path` has loaded `name` itself, from a folder of its own: the linker
@@ -185,7 +244,7 @@ fn unresolved(tree: &FileTree, target: &Target, path: &str, dynamic: &Dynamic) -
 
 #[cfg(test)]
 mod tests {
-    use super::{Target, check};
+    use super::{Files, Target, check};
     use crate::store::Store;
     use crate::tree::{Content, Entry, FileTree};
 
@@ -211,7 +270,7 @@ mod tests {
         tree.insert("usr/bin/x86", Entry::file(header(62, 2, 0), 0o755)).unwrap();
         tree.insert("usr/bin/bpf", Entry::file(header(247, 2, 0), 0o755)).unwrap();
         tree.insert("usr/bin/text", Entry::file(*b"#!/bin/sh", 0o755)).unwrap();
-        assert_eq!(check(&store, &tree, &Target::of("amd64").unwrap(), &nowhere).unwrap().files, 1);
+        assert_eq!(check(&store, &tree, &Target::of("amd64").unwrap(), &Files::of(&nowhere)).unwrap().files, 1);
         tree.insert("usr/bin/x86", Entry::file(header(258, 2, 0x3), 0o755)).unwrap();
         tree.insert("usr/bin/x32", Entry::file(header(62, 1, 0), 0o755)).unwrap();
         tree.insert("usr/bin/new", Entry::file(header(258, 2, 0x43), 0o755)).unwrap();
@@ -219,7 +278,7 @@ mod tests {
             let bytes = content.read(&store).unwrap();
             (bytes[4] == 1).then(|| "package libx32".to_owned())
         };
-        let error = check(&store, &tree, &Target::of("loong64").unwrap(), &origin).unwrap_err().to_string();
+        let error = check(&store, &tree, &Target::of("loong64").unwrap(), &Files::of(&origin)).unwrap_err().to_string();
         assert!(error.contains("/usr/bin/x86: has the old-world ABI (e_flags 0x3)"), "{error}");
         let other = "/usr/bin/x32 (package libx32): is for another machine (e_machine 62, 32-bit)";
         assert!(error.contains(other), "{error}");
@@ -236,7 +295,7 @@ mod tests {
         let bytes = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         tree.insert("usr/bin/prog", Entry::file(bytes, 0o755)).unwrap();
         let target = if cfg!(target_arch = "x86_64") { "amd64" } else { "loong64" };
-        let error = check(&store, &tree, &Target::of(target).unwrap(), &nowhere).unwrap_err().to_string();
+        let error = check(&store, &tree, &Target::of(target).unwrap(), &Files::of(&nowhere)).unwrap_err().to_string();
         assert!(error.contains("libc.so.6 is in no package; needed by /usr/bin/prog"), "{error}");
     }
 }

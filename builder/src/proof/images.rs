@@ -4,8 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::Result;
 use profiles::node::{Architecture, ClusterDns};
 use profiles::schema::KubernetesSection;
+use serde_json::Value;
+
+use crate::error::Failure;
+use crate::image::oci::reference;
 
 /// An image somebody will ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +61,37 @@ pub fn wanted_by_kubeadm(kubernetes: &KubernetesSection) -> Vec<Wanted> {
     wanted
 }
 
+/// What the pods of a manifest will ask for: the `image` of every container of every document, by its full name.
+///
+/// # Errors
+/// If it is not YAML.
+pub fn wanted_by_manifest(name: &str, text: &str) -> Result<Vec<Wanted>> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(text)
+        .map_err(|error| Failure::user(format!("the manifest {name} is not YAML: {error}")))?;
+    let mut found = BTreeSet::new();
+    documents.iter().for_each(|document| containers(document, &mut found));
+    let wanted = |image: String| Wanted { reference: reference::completed(&image), by: format!("the manifest {name}") };
+    Ok(found.into_iter().map(wanted).collect())
+}
+
+/// Lists that hold containers, in pods and in whatever makes pods.
+const CONTAINERS: [&str; 2] = ["containers", "initContainers"];
+
+fn containers(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                let list = value.as_array().filter(|_| CONTAINERS.contains(&key.as_str()));
+                let images = list.into_iter().flatten().filter_map(|container| container["image"].as_str());
+                found.extend(images.map(str::to_owned));
+                containers(value, found);
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| containers(value, found)),
+        _ => {}
+    }
+}
+
 /// What does not add up: one sentence for each image that is missing or made for another architecture.
 pub fn problems(wanted: &[Wanted], payload: &BTreeMap<String, Architecture>, node: Architecture) -> Vec<String> {
     let mut seen = BTreeSet::new();
@@ -64,7 +100,8 @@ pub fn problems(wanted: &[Wanted], payload: &BTreeMap<String, Architecture>, nod
         .filter(|image| seen.insert(&image.reference))
         .filter_map(|image| match payload.get(&image.reference) {
             None => Some(format!(
-                "image `{}` is not in the payload, but {} will ask for it; add to the cluster file: [[image]] reference = \"{}\"",
+                "image `{}` is not in the payload, but {} will ask for it; bring it in an input of kind \"image-archive\", \
+                 or assemble it: [[image]] reference = \"{}\"",
                 image.reference, image.by, image.reference
             )),
             Some(architecture) if *architecture != node => Some(format!(
@@ -115,6 +152,19 @@ mod tests {
             assert!(found[0].contains(&image.reference), "{found:?}");
         }
         assert_eq!(problems(&wanted, &full, Architecture::Loong64).len(), 6);
+    }
+
+    #[test]
+    fn a_manifest_asks_for_the_images_of_its_containers() {
+        let text = "kind: DaemonSet\nspec:\n  template:\n    spec:\n      initContainers:\n      - name: a\n        image: calico/cni:v1\n\
+                    \x20     containers:\n      - {name: b, image: 'lcr.loongnix.cn/calico/node:1'}\n      - {name: c, image: calico/cni:v1}\n---\n\
+                    kind: CustomResourceDefinition\nspec: {properties: {image: {type: string}, containers: {type: array}}}\n---\n";
+        let references: Vec<String> =
+            wanted_by_manifest("x.yaml", text).unwrap().into_iter().map(|wanted| wanted.reference).collect();
+        assert_eq!(references, ["docker.io/calico/cni:v1", "lcr.loongnix.cn/calico/node:1"]);
+        assert!(
+            wanted_by_manifest("x.yaml", "a: [").unwrap_err().to_string().contains("the manifest x.yaml is not YAML")
+        );
     }
 
     #[test]

@@ -2,5 +2,6 @@
 
 //! Proofs that an image is complete before it leaves the building: nothing may turn out to be missing in the room.
 
+pub mod efi;
 pub mod elf;
 pub mod images;

@@ -108,9 +108,22 @@ fn merged_target(path: &str, target: &str) -> String {
 /// Two packages with different files at one path and no `Replaces` between them, all such pairs at once; an archive
 /// whose paths lead through something that is not a directory.
 pub fn merge(packages: &[Package<'_>]) -> Result<FileTree> {
+    merge_onto(skeleton()?, false, packages)
+}
+
+/// Merges packages over a vendor's root filesystem: its directories keep owner and mode, its files give way, and nothing is
+/// left out. The result does not depend on the order of `packages`.
+///
+/// # Errors
+/// As [`merge`].
+pub fn merge_over(base: FileTree, packages: &[Package<'_>]) -> Result<FileTree> {
+    merge_onto(base, true, packages)
+}
+
+fn merge_onto(tree: FileTree, over: bool, packages: &[Package<'_>]) -> Result<FileTree> {
     let mut sorted: Vec<&Package<'_>> = packages.iter().collect();
     sorted.sort_by_key(|package| package.name);
-    let mut merger = Merger { tree: skeleton()?, owners: BTreeMap::new(), conflicts: Vec::new(), packages: &sorted };
+    let mut merger = Merger { tree, over, owners: BTreeMap::new(), conflicts: Vec::new(), packages: &sorted };
     for (index, package) in sorted.iter().enumerate() {
         merger.add(index).with_context(|| format!("adding package {}", package.name))?;
     }
@@ -139,7 +152,7 @@ pub fn plain(archive: &Archive) -> Result<FileTree> {
 }
 
 /// A tree with the links of a merged `/usr` and nothing else.
-fn skeleton() -> Result<FileTree> {
+pub(super) fn skeleton() -> Result<FileTree> {
     let mut tree = FileTree::new();
     for top in MERGED {
         tree.insert(&format!("usr/{top}"), Entry::dir(0o755))?;
@@ -149,7 +162,7 @@ fn skeleton() -> Result<FileTree> {
 }
 
 /// Drops the merged directories that no package needed, and checks hard links.
-fn finish(tree: &mut FileTree) -> Result<()> {
+pub(super) fn finish(tree: &mut FileTree) -> Result<()> {
     for top in ["lib32", "lib64", "libx32"] {
         let dir = format!("usr/{top}");
         if tree.below(&dir).next().is_none() {
@@ -169,6 +182,8 @@ fn finish(tree: &mut FileTree) -> Result<()> {
 
 struct Merger<'a> {
     tree: FileTree,
+    /// Whether the tree began as a vendor's root filesystem.
+    over: bool,
     /// The package, by index, that put what is not a directory at a path.
     owners: BTreeMap<String, usize>,
     conflicts: Vec<String>,
@@ -179,7 +194,7 @@ impl Merger<'_> {
     fn add(&mut self, index: usize) -> Result<()> {
         let archive = self.packages[index].archive;
         for entry in &archive.entries {
-            if wanted(&entry.path, &entry.kind) {
+            if self.over || wanted(&entry.path, &entry.kind) {
                 self.add_entry(index, archive, entry).with_context(|| format!("adding /{}", entry.path))?;
             }
         }
@@ -194,7 +209,7 @@ impl Merger<'_> {
             return match self.tree.get(&path) {
                 None => self.tree.insert(&path, entry),
                 // The first package decides; the root and parents made on the way take the package's word.
-                Some(old) if old.kind == Kind::Dir && !self.owners.contains_key(&path) => {
+                Some(old) if old.kind == Kind::Dir && !self.over && !self.owners.contains_key(&path) => {
                     self.owners.insert(path.clone(), index);
                     self.tree.insert(&path, entry)
                 }
@@ -222,6 +237,7 @@ impl Merger<'_> {
                 match owner {
                     Some(owner) if self.replaces(owner, index) => return Ok(()),
                     Some(owner) if owner == index || self.replaces(index, owner) => {}
+                    None if self.over => self.tree.keep_links_to(&path),
                     _ => {
                         self.conflict(&path, index);
                         return Ok(());
@@ -245,7 +261,7 @@ impl Merger<'_> {
 }
 
 /// An archive's entry as a tree's; `merged` is its path on a merged system.
-fn convert(archive: &Archive, from: &ArchiveEntry, merged: &str) -> Entry {
+pub(super) fn convert(archive: &Archive, from: &ArchiveEntry, merged: &str) -> Entry {
     let kind = match &from.kind {
         ArchiveKind::Dir => Kind::Dir,
         ArchiveKind::File { len: 0, .. } => Kind::File(Content::Bytes([].into())),

@@ -2,10 +2,10 @@
 
 //! The file tree: the virtual root filesystem of an image, and what edits it. Never unpacked onto the host.
 //!
-//! [`layers`] makes a tree out of packages, [`os`] does to it what maintainer scripts would have done, with [`users`],
-//! [`pam`], [`alternatives`] and [`overlay`]; [`depmod`] indexes kernel modules, [`initramfs`] picks from them.
+//! [`layers`] makes a tree out of packages, [`system`] out of a vendor's installed system; [`os`] does to it what maintainer
+//! scripts would have done, with [`users`], [`pam`], [`alternatives`] and [`overlay`]; [`depmod`] indexes kernel modules, [`initramfs`] picks from them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -24,6 +24,7 @@ pub mod modules;
 pub mod os;
 pub mod overlay;
 pub mod pam;
+pub mod system;
 pub mod users;
 
 #[cfg(test)]
@@ -260,6 +261,42 @@ impl FileTree {
             self.entries.remove(&path);
         }
         self.entries.remove(path);
+    }
+    /// Removes all entries of which `gone` says so. A file lives on under those of its names that stay.
+    pub fn discard(&mut self, gone: impl Fn(&str, &Entry) -> bool) {
+        let going: Vec<String> =
+            self.entries.iter().filter(|(path, entry)| gone(path, entry)).map(|(path, _)| path.clone()).collect();
+        let linked = self.linked();
+        for path in going {
+            if linked.contains(&path) {
+                self.keep_links_to(&path);
+            }
+            self.entries.remove(&path);
+        }
+    }
+    /// Files that have further names.
+    pub fn linked(&self) -> BTreeSet<String> {
+        let targets = self.entries.values().filter_map(|entry| match &entry.kind {
+            Kind::HardLink(target) => Some(target.clone()),
+            _ => None,
+        });
+        targets.collect()
+    }
+    /// Makes the further names of the file at `path` a file of their own, before something else takes its place.
+    pub fn keep_links_to(&mut self, path: &str) {
+        let Some(file) = self.entries.get(path).cloned() else { return };
+        let mut first: Option<String> = None;
+        for (name, entry) in &mut self.entries {
+            if matches!(&entry.kind, Kind::HardLink(target) if target == path) {
+                match &first {
+                    None => {
+                        *entry = file.clone();
+                        first = Some(name.clone());
+                    }
+                    Some(first) => entry.kind = Kind::HardLink(first.clone()),
+                }
+            }
+        }
     }
     /// Everything below this directory, sorted by path; the directory itself not included.
     pub fn below(&self, path: &str) -> impl Iterator<Item = (&str, &Entry)> {

@@ -138,7 +138,14 @@ const UNLOADABLE: &[&str] = &["/tc/q_atm.so"];
 /// # Errors
 /// Conflicting packages, a link that leads nowhere, no kernel or several, modules that cannot be indexed.
 pub fn assemble(store: &Store, packages: &[Package<'_>], options: &Options) -> Result<Os> {
-    let mut tree = merge(packages)?;
+    finish(store, merge(packages)?, options)
+}
+
+/// Makes the root filesystem of a tree that has all files of its packages, such as a vendor's.
+///
+/// # Errors
+/// As [`assemble`].
+pub fn finish(store: &Store, mut tree: FileTree, options: &Options) -> Result<Os> {
     for name in &options.overlays {
         tree.overlay(overlay::overlay(name)?).with_context(|| format!("putting on overlay {name}"))?;
     }
@@ -155,6 +162,7 @@ pub fn assemble(store: &Store, packages: &[Package<'_>], options: &Options) -> R
     remove(&mut tree);
     let dead = dead_commands(&tree);
     if !dead.is_empty() {
+        let dead: Vec<String> = dead.iter().map(|(path, target)| format!("/{path} -> {target}")).collect();
         bail!("commands of packages that are links to nothing:\n  {}", dead.join("\n  "));
     }
     let mut kernels = depmod::depmod(store, &mut tree)?;
@@ -177,11 +185,16 @@ fn remove(tree: &mut FileTree) {
     }
 }
 
-/// base-passwd's master files, then every `sysusers.d` snippet.
+/// The users that a vendor's system has, or else base-passwd's master files; then every `sysusers.d` snippet.
 fn users(store: &Store, tree: &FileTree) -> Result<Users> {
-    let master = |name: &str| tree.text(store, &format!("usr/share/base-passwd/{name}.master"));
-    let (passwd, group) = (master("passwd")?.unwrap_or_default(), master("group")?.unwrap_or_default());
-    let mut users = Users::parse(&passwd, &group).context("reading base-passwd's master files")?;
+    let text = |name: &str| {
+        let own = tree.text(store, &format!("etc/{name}"))?;
+        anyhow::Ok(match own {
+            Some(text) => text,
+            None => tree.text(store, &format!("usr/share/base-passwd/{name}.master"))?.unwrap_or_default(),
+        })
+    };
+    let mut users = Users::parse(&text("passwd")?, &text("group")?).context("reading the users of the root")?;
     let mut snippets = BTreeMap::new();
     // A file in /etc hides one of the same name in /usr/lib (sysusers.d(5)).
     for folder in ["usr/lib/sysusers.d", "etc/sysusers.d"] {
@@ -208,6 +221,10 @@ fn ids(users: &Users, user: &str, group: &str) -> Option<(u32, u32)> {
 fn directories(tree: &mut FileTree, users: &Users) -> Result<()> {
     for (path, mode, user, group) in DIRS {
         let Some((uid, gid)) = ids(users, user, group) else { continue };
+        // Where a vendor has a link to another directory, as from /var/mail, that one will do.
+        if tree.lookup(path).is_some_and(|(real, entry)| real != *path && entry.kind == Kind::Dir) {
+            continue;
+        }
         tree.ensure_dir(path, *mode)?;
         if let Some(entry) = tree.get_mut(path) {
             (entry.mode, entry.uid, entry.gid) = (*mode, uid, gid);
@@ -308,8 +325,9 @@ fn drop_dead_wants(tree: &mut FileTree) {
     }
 }
 
-/// Links in the search path that lead nowhere; what lies in the payload or appears at run time is not looked at.
-fn dead_commands(tree: &FileTree) -> Vec<String> {
+/// Links in the search path that lead nowhere, with their targets; what lies in the payload or appears at run time is not
+/// looked at.
+pub(super) fn dead_commands(tree: &FileTree) -> Vec<(String, String)> {
     let elsewhere = ["opt/imgbuild/", "run/", "proc/", "dev/", "etc/alternatives/"];
     let mut dead = Vec::new();
     for folder in ["usr/bin", "usr/sbin"] {
@@ -319,7 +337,7 @@ fn dead_commands(tree: &FileTree) -> Vec<String> {
                 && tree.get(&end).is_none()
                 && !elsewhere.iter().any(|top| end.starts_with(top))
             {
-                dead.push(format!("/{path} -> {target}"));
+                dead.push((path.to_owned(), target.clone()));
             }
         }
     }
@@ -354,7 +372,7 @@ mod tests {
         assert!(tree.get(&format!("{units}/a.wants/x.service")).is_some());
         assert!(tree.get(&format!("{units}/a.wants/y.service")).is_none());
         assert!(tree.get("etc/systemd/system/z.service").is_some());
-        assert_eq!(dead_commands(&tree), ["/usr/sbin/gone -> nothing"]);
+        assert_eq!(dead_commands(&tree), [("usr/sbin/gone".to_owned(), "nothing".to_owned())]);
     }
 
     #[test]

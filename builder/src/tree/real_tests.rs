@@ -16,7 +16,7 @@ use super::layers::Package;
 use super::os::{Options, Os, assemble};
 use super::{Content, Entry, FileTree, Kind};
 use crate::inputs::deb::archive::{control, unpack_all};
-use crate::proof::elf::{Target, check};
+use crate::proof::elf::{Files, Target, check};
 use crate::store::{Digest, Store};
 
 /// Names, objects, and what each replaces.
@@ -156,7 +156,7 @@ fn a_real_root() {
     let bytes: u64 = os.tree.iter().map(|(_, e)| if let Kind::File(c) = &e.kind { c.len() } else { 0 }).sum();
     eprintln!("{} entries, {} MB, {} modules", os.tree.len(), bytes / 1_000_000, os.modules.modules.len());
     let start = Instant::now();
-    let report = check(&store, &os.tree, &Target::of("amd64").unwrap(), &|_| None).unwrap();
+    let report = check(&store, &os.tree, &Target::of("amd64").unwrap(), &Files::of(&|_| None)).unwrap();
     eprintln!("{report:?}: {:?}", start.elapsed());
     let (version, kernel) = kernel_image(&os.tree).unwrap();
     assert_eq!(version, os.modules.version);

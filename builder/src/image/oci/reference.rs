@@ -23,6 +23,28 @@ pub fn check(reference: &str) -> Result<(), ReferenceError> {
     examine(reference).map_err(|problem| ReferenceError { reference: reference.to_owned(), problem })
 }
 
+/// The full reference that `docker`, `ctr` and kubelet make of a short one: `calico/cni:v3.26.1` is of docker.io, `busybox` is
+/// `docker.io/library/busybox:latest`. (`ParseDockerRef` of distribution/reference.) What is no name at all stays as it is.
+pub fn completed(reference: &str) -> String {
+    let (registry, rest) = match reference.split_once('/') {
+        Some((registry, rest)) if registry == "localhost" || registry.contains(['.', ':']) => {
+            (registry, rest.to_owned())
+        }
+        Some(_) => ("docker.io", reference.to_owned()),
+        None => ("docker.io", format!("library/{reference}")),
+    };
+    let (name, digest) = match rest.split_once('@') {
+        Some((name, digest)) => (name, Some(digest)),
+        None => (&*rest, None),
+    };
+    let full = match digest {
+        Some(digest) => format!("{registry}/{name}@{digest}"),
+        None if name.contains(':') => format!("{registry}/{name}"),
+        None => format!("{registry}/{name}:latest"),
+    };
+    if examine(&full).is_ok() { full } else { reference.to_owned() }
+}
+
 fn examine(reference: &str) -> Result<(), &'static str> {
     // The grammar's NameTotalLengthMax is of the name alone; a reference that is longer than both is of nobody.
     if reference.len() > 255 + 128 + 72 {
@@ -138,10 +160,29 @@ mod tests {
         }
     }
 
+    #[test]
+    fn short_names_are_completed_as_docker_does() {
+        let digest = format!("sha256:{}", "0a".repeat(32));
+        for (short, full) in [
+            ("busybox", "docker.io/library/busybox:latest"),
+            ("busybox:1", "docker.io/library/busybox:1"),
+            ("calico/cni:v3.26.1", "docker.io/calico/cni:v3.26.1"),
+            ("lcr.loongnix.cn/calico/node:3.26.1", "lcr.loongnix.cn/calico/node:3.26.1"),
+            ("localhost/pause", "localhost/pause:latest"),
+            ("lab:5000/pause", "lab:5000/pause:latest"),
+            ("No Name", "No Name"),
+        ] {
+            assert_eq!(completed(short), full);
+        }
+        assert_eq!(completed(&format!("calico/cni@{digest}")), format!("docker.io/calico/cni@{digest}"));
+    }
+
     proptest! {
         #[test]
         fn never_panics(text in "\\PC*") {
             let _ = check(&text);
+            let full = completed(&text);
+            prop_assert!(full == text || check(&full).is_ok());
         }
 
         #[test]

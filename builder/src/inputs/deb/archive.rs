@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::names::{Names, What, clean};
+use super::names::{Names, Rules, What, clean};
 use super::pax::Extra;
 use crate::error::Failure;
 use crate::store::{Digest, Store, step_key};
@@ -69,7 +69,8 @@ pub enum ArchiveKind {
     },
     /// A symbolic link with its target, as written. Relative targets don't climb above the root.
     Symlink(String),
-    /// A further name of the regular file at this path, which comes earlier in the archive.
+    /// A further name of the regular file at this path, which comes earlier in the archive or, in a layer of an image, is in a
+    /// lower one.
     HardLink(String),
     /// A character device.
     CharDevice {
@@ -104,7 +105,7 @@ pub fn unpack(store: &Store, deb: &Digest) -> Result<Archive> {
 
 fn unpack_new(store: &Store, deb: &Digest) -> Result<Archive> {
     let member = member(store.open_object(deb)?, "data.tar")?;
-    index(store, decompress(member)?)
+    index(store, decompress(member)?, Rules::Package)
 }
 
 /// [`unpack`] for many packages, in parallel. The result is in the order of `debs`.
@@ -132,7 +133,18 @@ pub fn unpack_tar_object(store: &Store, object: &Digest) -> Result<Archive> {
 
 /// Decompresses a tar archive (plain, gzip, xz or zstd) into the store.
 pub fn unpack_tar(store: &Store, reader: impl Read + Send) -> Result<Archive> {
-    index(store, decompress(reader)?)
+    index(store, decompress(reader)?, Rules::Package)
+}
+
+/// As [`unpack_tar_object`], for a whole system that somebody packed: see [`Rules::System`] for what it may hold.
+pub fn unpack_system(store: &Store, object: &Digest) -> Result<Archive> {
+    let key = step_key("system-unpack", STEP_VERSION, object)?;
+    store.cached(&key, "unpacking a root filesystem", || unpack_layer(store, store.open_object(object)?))
+}
+
+/// As [`unpack_tar`], for a layer of a container image; its whiteouts are files like any other.
+pub fn unpack_layer(store: &Store, reader: impl Read + Send) -> Result<Archive> {
+    index(store, decompress(reader)?, Rules::System)
 }
 
 /// The control file of the package `deb`: field to value; continuation lines are joined with line ends.
@@ -160,10 +172,10 @@ pub fn control_field(store: &Store, deb: &Digest, field: &str) -> Result<Option<
 }
 
 /// Copies a tar stream into the store and lists its entries on the way.
-fn index(store: &Store, stream: impl Read) -> Result<Archive> {
+fn index(store: &Store, stream: impl Read, rules: Rules) -> Result<Archive> {
     let mut writer = store.writer()?;
     let mut tar = tar::Archive::new(Tee { from: stream, to: &mut writer });
-    let mut names = Names::default();
+    let mut names = Names::new(rules);
     let mut entries = Vec::new();
     let mut extra = Extra::default();
     // Raw: the crate's own handling of pax records takes a line end inside a value, as binary attributes may have, for
@@ -191,7 +203,7 @@ fn read_entry(
     names: &mut Names,
 ) -> Result<ArchiveEntry> {
     use tar::EntryType;
-    let path = clean(raw_path)?;
+    let path = names.clean(raw_path)?;
     let header = entry.header();
     if extra.size.is_some_and(|size| Some(size) != header.entry_size().ok()) {
         bail!("files of 8 GiB and more in tar archives are not supported");
@@ -224,6 +236,7 @@ fn read_entry(
             (What::Special, ArchiveKind::BlockDevice { major, minor })
         }
         EntryType::Fifo => (What::Special, ArchiveKind::Fifo),
+        EntryType::GNUSparse => bail!("sparse files in tar archives are not supported: pack it without --sparse"),
         other => bail!("tar entries of type {other:?} are not supported"),
     };
     names.add(&path, what)?;

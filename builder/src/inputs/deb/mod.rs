@@ -7,7 +7,7 @@ pub mod control;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod index;
-mod names;
+pub(super) mod names;
 pub mod openpgp;
 mod pax;
 pub mod relation;

@@ -21,10 +21,23 @@ pub(crate) enum What {
     Special,
 }
 
+/// How strictly an archive is read. Nothing is ever unpacked onto this machine, so both are safe; what is strict finds more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Rules {
+    /// A package: nothing is odd in it.
+    #[default]
+    Package,
+    /// An installed system, or a layer of an image, as whatever program wrote it: absolute paths, links that climb above the
+    /// root (where `..` is the root), paths through links and second entries for a path are all taken as they would work
+    /// there. Hard links may name a file of a lower layer. `..` in a path remains refused.
+    System,
+}
+
 /// The paths of an archive seen so far.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     seen: HashMap<String, What>,
+    rules: Rules,
 }
 
 fn unsafe_path(path: &str, why: &str) -> anyhow::Error {
@@ -60,11 +73,27 @@ pub(crate) fn clean(raw: &[u8]) -> Result<String> {
 }
 
 impl Names {
+    /// No paths yet.
+    pub(crate) fn new(rules: Rules) -> Self {
+        Self { rules, ..Self::default() }
+    }
+
+    /// [`clean`], by the rules.
+    pub(crate) fn clean(&self, raw: &[u8]) -> Result<String> {
+        match self.rules {
+            Rules::Package => clean(raw),
+            Rules::System => clean(&raw[raw.iter().take_while(|byte| **byte == b'/').count()..]),
+        }
+    }
+
     /// Notes an entry.
     ///
     /// # Errors
     /// If its path leads through something that is not a directory, or is already something else.
     pub(crate) fn add(&mut self, path: &str, what: What) -> Result<()> {
+        if self.rules == Rules::System {
+            return Ok(());
+        }
         for (at, _) in path.match_indices('/') {
             let parent = &path[..at];
             match self.seen.get(parent) {
@@ -84,7 +113,10 @@ impl Names {
 
     /// The target of a hard link, which must be an earlier file of the archive.
     pub(crate) fn hard_link_target(&self, raw: &[u8]) -> Result<String> {
-        let target = clean(raw)?;
+        let target = self.clean(raw)?;
+        if self.rules == Rules::System {
+            return Ok(target);
+        }
         match self.seen.get(&target) {
             Some(What::File) => Ok(target),
             _ => Err(unsafe_path(&target, "is the target of a hard link, but no earlier file of the archive")),
@@ -102,7 +134,7 @@ impl Names {
         for part in target.split('/') {
             match part {
                 "" | "." => {}
-                ".." if depth == 0 && target.starts_with('/') => {}
+                ".." if depth == 0 && (target.starts_with('/') || self.rules == Rules::System) => {}
                 ".." if depth == 0 => {
                     return Err(unsafe_path(path, &format!("is a symbolic link to `{target}`, above the root")));
                 }

@@ -6,7 +6,9 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use pgp::composed::{CleartextSignedMessage, PublicOrSecret, SignedPublicKey, SignedPublicSubKey};
+use pgp::composed::{
+    CleartextSignedMessage, Deserializable, DetachedSignature, PublicOrSecret, SignedPublicKey, SignedPublicSubKey,
+};
 use pgp::crypto::hash::HashAlgorithm;
 use pgp::packet::{Signature, SignatureType};
 use pgp::types::{KeyDetails, Tag, Timestamp, VerifyingKey};
@@ -84,6 +86,17 @@ impl Keyring {
             problems.join("; ")
         ))
         .hint("do not use this mirror before you know why; a new release may need a newer keyring package"))
+    }
+
+    /// Checks a signature that stands by itself, binary, over `signed`; gives the fingerprint of the key that made it. Keys must
+    /// have been valid when they signed.
+    pub fn verify_detached(&self, signature: &[u8], signed: &[u8]) -> Result<String, Failure> {
+        let signature = DetachedSignature::from_bytes(signature)
+            .map_err(|e| Failure::verification("its signature cannot be read").caused_by(e))?;
+        self.check(&signature.signature, signed, None).map_err(|problem| {
+            Failure::verification(format!("no good signature by a key of {}: {problem}", self.name))
+                .hint("name the key of whoever signed it, or take it from somewhere else")
+        })
     }
 
     /// The fingerprint of the key that made the signature, or why it does not count.

@@ -74,7 +74,9 @@ impl Extra {
                 "gid" => self.gid = Some(number()?),
                 // Before 1970 is 1970.
                 "mtime" => self.mtime = Some(if value.starts_with(b"-") { 0 } else { number()? }),
-                key if key.starts_with("GNU.sparse.") => bail!("sparse files in tar archives are not supported"),
+                key if key.starts_with("GNU.sparse.") => {
+                    bail!("sparse files in tar archives are not supported: pack it without --sparse")
+                }
                 key => {
                     if let Some(name) = key.strip_prefix("SCHILY.xattr.") {
                         self.xattrs.insert(name.to_owned(), value.to_owned());

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The payload: what lies at /opt/imgbuild on every node, whatever its role. Layout: docs/contracts.md, section 3.
+//! The payload: what lies at /opt/imgbuild on a node. There are two: that of nodes that run pods, and the small one of nodes
+//! that are only etcd members. Layout: docs/contracts.md, section 3.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,8 +9,8 @@ use anyhow::{Context, Result};
 use profiles::schema::Image;
 use serde::Serialize;
 
-use super::programs::{program, programs};
-use super::{Bench, Deb, PAYLOAD_PREFIX, firstboot, os};
+use super::programs::{Wanted, program, programs};
+use super::{Bench, Deb, NodeKind, PAYLOAD_PREFIX, firstboot, os};
 use crate::error::Failure;
 use crate::image::oci::{self, Layer, Layout, Process};
 use crate::image::squashfs::{self, Packed};
@@ -21,7 +22,7 @@ use crate::store::{Digest, step_key};
 use crate::tree::{Entry, FileTree, alternatives};
 
 /// Raised when the code below makes another payload out of the same inputs.
-const STEP_VERSION: u32 = 1;
+const STEP_VERSION: u32 = 2;
 
 /// Where a package keeps its CNI plugins (`/usr/lib/cni` by Debian's patch of containernetworking-plugins).
 const PACKAGED_CNI: &str = "usr/lib/cni/";
@@ -29,23 +30,38 @@ const PACKAGED_CNI: &str = "usr/lib/cni/";
 /// The name of containerd's package, source package and program.
 const CONTAINERD: &str = "containerd";
 
+/// What kubeadm 1.20 insists on besides `[payload] binaries`.
+const CRICTL: &str = "crictl";
+
+/// Folders of the payload that only nodes that run pods read, whoever put files there.
+const OF_PODS: [&str; 3] = ["cni/", "images/", "manifests/"];
+
 /// `payload.json`: what firstboot must know of the payload it finds.
 #[derive(Debug, Serialize)]
 struct Description<'a> {
     schema: u32,
-    architecture: String,
+    architecture: &'static str,
+    #[serde(flatten)]
+    pods: Option<Pods<'a>>,
+}
+
+/// What a node that runs pods must know besides.
+#[derive(Debug, Serialize)]
+struct Pods<'a> {
     kubernetes: String,
     containerd: String,
     images: BTreeSet<&'a str>,
     sandbox_image: &'a str,
 }
 
-/// The payload as a squashfs, made or found in the store.
+/// The payload of nodes of one kind as a squashfs, made or found in the store.
 ///
 /// # Errors
 /// If anything that a node will ask for is not in it, or its inputs do not give what the cluster file names.
-pub fn build(bench: &Bench<'_>) -> Result<Packed> {
-    prove_images(bench)?;
+pub fn build(bench: &Bench<'_>, kind: NodeKind) -> Result<Packed> {
+    if kind == NodeKind::Pods {
+        prove_images(bench)?;
+    }
     let cluster = bench.cluster;
     let firstboot = firstboot(bench.architecture())?;
     let key = step_key(
@@ -53,7 +69,7 @@ pub fn build(bench: &Bench<'_>) -> Result<Packed> {
         STEP_VERSION,
         &(
             // The packages of the root too: the payload names its containerd, and its programs are proven on it.
-            (&bench.sources, os::overlays_digest(bench)?),
+            (kind, &bench.sources, os::overlays_digest(bench, kind)?),
             // Sections of the cluster file; their `Debug` shows every field.
             format!("{:?} {:?} {:?}", cluster.kubernetes, cluster.payload, cluster.image),
             format!("{:?} {:?}", cluster.os, cluster.containerd),
@@ -63,7 +79,8 @@ pub fn build(bench: &Bench<'_>) -> Result<Packed> {
     )?;
     bench.store.cached(&key, "payload", || {
         tracing::info!("assembling the payload");
-        let tree = tree(bench, firstboot).context("assembling the payload")?;
+        let tree = tree(bench, kind, firstboot).context("assembling the payload")?;
+        prove_programs(bench, kind, &tree).context("checking the payload's programs on the root")?;
         squashfs::pack(&tree, bench.store, &bench.squashfs()).context("packing the payload")
     })
 }
@@ -83,12 +100,32 @@ fn prove_images(bench: &Bench<'_>) -> Result<()> {
         .into())
 }
 
-fn tree(bench: &Bench<'_>, firstboot: &[u8]) -> Result<FileTree> {
-    let programs = programs(bench)?;
+fn tree(bench: &Bench<'_>, kind: NodeKind, firstboot: &[u8]) -> Result<FileTree> {
     let mut tree = FileTree::new();
     tree.insert("bin/firstboot", Entry::file(firstboot, 0o755))?;
-    for name in bench.cluster.payload.binaries.iter().map(String::as_str).chain(["crictl"]) {
-        tree.insert(&format!("bin/{name}"), program(&programs, name, "[payload] binaries")?)?;
+    if kind == NodeKind::Pods {
+        add_kubernetes(bench, &mut tree)?;
+    }
+    for (to, mode, content) in &bench.sources.files {
+        let Some(path) = to.strip_prefix(PAYLOAD_PREFIX) else { continue };
+        if kind == NodeKind::Pods || !OF_PODS.iter().any(|folder| path.starts_with(folder)) {
+            tree.insert(path, bench.file(content, *mode)?)?;
+        }
+    }
+    let description = serde_json::to_vec_pretty(&describe(bench, kind)?).context("describing the payload")?;
+    tree.insert("payload.json", Entry::file(description, 0o644))?;
+    Ok(tree)
+}
+
+/// What a node that runs pods has besides: Kubernetes' programs, CNI plugins, container images.
+fn add_kubernetes(bench: &Bench<'_>, tree: &mut FileTree) -> Result<()> {
+    let cluster = bench.cluster;
+    let mut wanted = Wanted::all(&cluster.payload.binaries, "`[payload] binaries`");
+    wanted.push(Wanted { name: CRICTL, by: "every payload with kubeadm" });
+    wanted.extend(cluster.image.iter().flat_map(|image| Wanted::all(&image.binaries, "`[[image]] binaries`")));
+    let programs = programs(bench, &wanted)?;
+    for name in cluster.payload.binaries.iter().map(String::as_str).chain([CRICTL]) {
+        tree.insert(&format!("bin/{name}"), program(&programs, name)?)?;
     }
     for (path, entry) in bench.merged(&bench.sources.payload)?.iter() {
         if let Some(plugin) = path.strip_prefix(PACKAGED_CNI) {
@@ -96,7 +133,7 @@ fn tree(bench: &Bench<'_>, firstboot: &[u8]) -> Result<FileTree> {
         }
     }
     let mut layout = Layout::new(bench.sources.epoch)?;
-    for (image, packages) in bench.cluster.image.iter().zip(&bench.sources.images) {
+    for (image, packages) in cluster.image.iter().zip(&bench.sources.images) {
         layout.add(&self::image(bench, image, packages, &programs)?)?;
     }
     for (path, entry) in layout.finish()?.iter() {
@@ -104,23 +141,14 @@ fn tree(bench: &Bench<'_>, firstboot: &[u8]) -> Result<FileTree> {
             tree.insert(&format!("images/{path}"), entry.clone())?;
         }
     }
-    for (to, mode, content) in &bench.sources.files {
-        if let Some(path) = to.strip_prefix(PAYLOAD_PREFIX) {
-            tree.insert(path, bench.file(content, *mode)?)?;
-        }
-    }
     tree.insert("manifests", Entry::dir(0o755))?;
     // Where the pod network installs plugins, the node mounts them over this directory.
-    tree.ensure_dir("cni/bin", 0o755)?;
-    let description = serde_json::to_vec_pretty(&describe(bench)?).context("describing the payload")?;
-    tree.insert("payload.json", Entry::file(description, 0o644))?;
-    prove_programs(bench, &tree).context("checking the payload's programs on the root")?;
-    Ok(tree)
+    tree.ensure_dir("cni/bin", 0o755)
 }
 
 /// Fails unless every program of the payload finds what it needs on the root that the payload is mounted on.
-fn prove_programs(bench: &Bench<'_>, payload: &FileTree) -> Result<()> {
-    let mut whole = os::root(bench)?.tree;
+fn prove_programs(bench: &Bench<'_>, kind: NodeKind, payload: &FileTree) -> Result<()> {
+    let mut whole = os::root(bench, kind)?.tree;
     for (path, entry) in payload.iter().filter(|(path, _)| !path.is_empty()) {
         whole.insert(&format!("{}{path}", PAYLOAD_PREFIX.trim_start_matches('/')), entry.clone())?;
     }
@@ -128,14 +156,19 @@ fn prove_programs(bench: &Bench<'_>, payload: &FileTree) -> Result<()> {
     Ok(())
 }
 
-fn describe<'a>(bench: &'a Bench<'_>) -> Result<Description<'a>> {
+fn describe<'a>(bench: &'a Bench<'_>, kind: NodeKind) -> Result<Description<'a>> {
+    let pods = || -> Result<Pods<'a>> {
+        Ok(Pods {
+            kubernetes: format!("v{}", bench.cluster.kubernetes.version),
+            containerd: containerd_version(bench)?,
+            images: bench.cluster.image.iter().map(|image| image.reference.as_str()).collect(),
+            sandbox_image: &bench.cluster.kubernetes.pause_image,
+        })
+    };
     Ok(Description {
         schema: 1,
-        architecture: source::golang::goarch(bench.architecture()).to_owned(),
-        kubernetes: format!("v{}", bench.cluster.kubernetes.version),
-        containerd: containerd_version(bench)?,
-        images: bench.cluster.image.iter().map(|image| image.reference.as_str()).collect(),
-        sandbox_image: &bench.cluster.kubernetes.pause_image,
+        architecture: source::golang::goarch(bench.architecture()),
+        pods: (kind == NodeKind::Pods).then(pods).transpose()?,
     })
 }
 
@@ -187,7 +220,7 @@ fn image(bench: &Bench<'_>, image: &Image, packages: &[Deb], programs: &Programs
         for name in &image.binaries {
             let dir = image.binaries_to.trim_matches('/');
             let path = if dir.is_empty() { name.clone() } else { format!("{dir}/{name}") };
-            let program = program(programs, name, "[[image]] binaries")?;
+            let program = program(programs, name)?;
             whole.insert(&path, program.clone()).with_context(of)?;
             tree.insert(&path, program).with_context(of)?;
         }

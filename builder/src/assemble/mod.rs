@@ -8,6 +8,8 @@ pub mod os;
 pub mod payload;
 mod programs;
 pub mod sources;
+#[cfg(test)]
+mod testing;
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;

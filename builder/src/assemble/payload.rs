@@ -244,3 +244,46 @@ fn image(bench: &Bench<'_>, image: &Image, packages: &[Deb], programs: &Programs
         process: Process { entrypoint, environment, ..Process::default() },
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::assemble::testing::Lab;
+
+    fn paths(tree: &FileTree) -> Vec<&str> {
+        tree.iter().map(|(path, _)| path).filter(|path| !path.is_empty()).collect()
+    }
+
+    /// It asks for no program and no package: none of them is in the store.
+    #[test]
+    fn an_etcd_member_gets_firstboot_and_the_files_meant_for_it() {
+        let mut lab = Lab::loong64();
+        let text = lab.store.put_bytes(b"text").unwrap();
+        for to in ["/etc/motd", "/opt/imgbuild/manifests/10-a.yaml", "/opt/imgbuild/cni/bin/calico", "/opt/imgbuild/share/note"] {
+            lab.sources.files.push((to.to_owned(), 0o644, text));
+        }
+        let tree = tree(&lab.bench(), NodeKind::Etcd, b"firstboot").unwrap();
+        assert_eq!(paths(&tree), ["bin", "bin/firstboot", "payload.json", "share", "share/note"]);
+        let description = tree.content("payload.json").unwrap().read(&lab.store).unwrap();
+        let description: serde_json::Value = serde_json::from_slice(&description).unwrap();
+        assert_eq!(description, serde_json::json!({"schema": 1, "architecture": "loong64"}));
+    }
+
+    #[test]
+    fn a_node_that_runs_pods_gets_what_the_contract_shows() {
+        let lab = Lab::loong64();
+        lab.compiled();
+        let tree = tree(&lab.bench(), NodeKind::Pods, b"firstboot").unwrap();
+        let paths = paths(&tree);
+        for path in ["bin/kubelet", "bin/crictl", "cni/bin", "images/index.json", "manifests", "payload.json"] {
+            assert!(paths.contains(&path), "no {path} in {paths:?}");
+        }
+        let description = tree.content("payload.json").unwrap().read(&lab.store).unwrap();
+        let description: serde_json::Value = serde_json::from_slice(&description).unwrap();
+        assert_eq!(description["kubernetes"], "v1.20.2");
+        assert_eq!(description["containerd"], "1.6.20");
+        assert_eq!(description["sandbox_image"], "k8s.gcr.io/pause:3.2");
+        assert_eq!(description["images"].as_array().unwrap().len(), lab.cluster.image.len());
+    }
+}

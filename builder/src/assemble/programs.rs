@@ -99,3 +99,53 @@ pub(super) fn program(programs: &Programs, name: &str) -> Result<Entry> {
     let program = programs.get(name).with_context(|| format!("no recipe made the program `{name}`"))?;
     Ok(Entry::new(Kind::File(program.content()), 0o755))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::assemble::testing;
+    use crate::error;
+
+    fn wanted<'a>(names: &[&'a str]) -> Vec<Wanted<'a>> {
+        names.iter().map(|name| Wanted { name, by: "`[os] binaries`" }).collect()
+    }
+
+    /// Nothing of the inputs is in the store: what is compiled fails with the object it misses.
+    #[test]
+    fn only_the_sources_of_what_is_wanted_are_compiled() {
+        let lab = testing::Lab::loong64();
+        let bench = lab.bench();
+        assert!(programs(&bench, &[]).unwrap().is_empty());
+        for (name, of) in [("ctr", "containerd"), ("kubectl", "kubernetes"), ("pause", "kubernetes")] {
+            let error = format!("{:#}", programs(&bench, &wanted(&[name])).unwrap_err());
+            for source in ["containerd", "kubernetes"] {
+                let asked = error.contains(&testing::Lab::upstream(source).to_string());
+                assert_eq!(asked, source == of, "{name}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_program_that_nobody_makes_is_named_at_once() {
+        let lab = testing::Lab::loong64();
+        let error = programs(&lab.bench(), &wanted(&["ctr", "etcd", "kubectl", "haproxy"])).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "`[os] binaries` names `etcd`, which no `source` input makes\n  \
+             `[os] binaries` names `haproxy`, which no `source` input makes"
+        );
+        assert!(error::hint(&error).unwrap().contains("containerd-shim-runc-v2, crictl, ctr, "));
+    }
+
+    #[test]
+    fn two_makers_of_one_program_are_refused() {
+        let lab = testing::Lab::with(|text| text.replace("name = \"containerd\"\nsuite", "name = \"again\"\nsuite").replace(
+            "package = \"containerd\"\nversion = \"1.6.20\"\nrecipe = \"containerd-1.6\"",
+            "package = \"kubernetes\"\nversion = \"1.20.2\"\nrecipe = \"kubernetes-1.20\"",
+        ));
+        let error = programs(&lab.bench(), &[]).unwrap_err();
+        assert!(error.to_string().starts_with("two `source` inputs make `"), "{error}");
+        assert_eq!(error::hint(&error).as_deref(), Some("drop input `again` or `kubernetes`"));
+    }
+}

@@ -11,7 +11,8 @@ use imgbuild_tests::cli::sha256;
 use imgbuild_tests::cluster::{Built, Failures, TestCluster};
 use imgbuild_tests::qemu::{Vm, turn};
 use imgbuild_tests::workload::{
-    COMMAND, busybox, health, no_secret_is_left_on_the_seed, node_reaches, nodes_are_ready, pod_reaches, service, web_pod,
+    COMMAND, busybox, health, no_secret_is_left_on_the_seed, node_reaches, nodes_are_ready, pod_reaches, service,
+    web_pod,
 };
 
 /// For one machine with KVM, as all limits; the harness makes more of it.

@@ -260,7 +260,12 @@ mod tests {
     fn an_etcd_member_gets_firstboot_and_the_files_meant_for_it() {
         let mut lab = Lab::loong64();
         let text = lab.store.put_bytes(b"text").unwrap();
-        for to in ["/etc/motd", "/opt/imgbuild/manifests/10-a.yaml", "/opt/imgbuild/cni/bin/calico", "/opt/imgbuild/share/note"] {
+        for to in [
+            "/etc/motd",
+            "/opt/imgbuild/manifests/10-a.yaml",
+            "/opt/imgbuild/cni/bin/calico",
+            "/opt/imgbuild/share/note",
+        ] {
             lab.sources.files.push((to.to_owned(), 0o644, text));
         }
         let tree = tree(&lab.bench(), NodeKind::Etcd, b"firstboot").unwrap();

@@ -140,10 +140,12 @@ mod tests {
 
     #[test]
     fn two_makers_of_one_program_are_refused() {
-        let lab = testing::Lab::with(|text| text.replace("name = \"containerd\"\nsuite", "name = \"again\"\nsuite").replace(
-            "package = \"containerd\"\nversion = \"1.6.20\"\nrecipe = \"containerd-1.6\"",
-            "package = \"kubernetes\"\nversion = \"1.20.2\"\nrecipe = \"kubernetes-1.20\"",
-        ));
+        let lab = testing::Lab::with(|text| {
+            text.replace("name = \"containerd\"\nsuite", "name = \"again\"\nsuite").replace(
+                "package = \"containerd\"\nversion = \"1.6.20\"\nrecipe = \"containerd-1.6\"",
+                "package = \"kubernetes\"\nversion = \"1.20.2\"\nrecipe = \"kubernetes-1.20\"",
+            )
+        });
         let error = programs(&lab.bench(), &[]).unwrap_err();
         assert!(error.to_string().starts_with("two `source` inputs make `"), "{error}");
         assert_eq!(error::hint(&error).as_deref(), Some("drop input `again` or `kubernetes`"));

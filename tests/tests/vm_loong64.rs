@@ -11,7 +11,7 @@ use imgbuild_tests::cli::sha256;
 use imgbuild_tests::cluster::{Built, Failures, TestCluster};
 use imgbuild_tests::qemu::{Vm, turn};
 use imgbuild_tests::workload::{
-    COMMAND, busybox, health, no_secret_is_left_on_the_seed, node_reaches, nodes_are_ready, pod_reaches, service,
+    COMMAND, POD, busybox, health, no_secret_is_left_on_the_seed, node_reaches, nodes_are_ready, pod_reaches, service,
     web_pod,
 };
 
@@ -76,9 +76,11 @@ fn booted_lab_loong64_master_1_runs_a_pod() {
     health(master, &[0, 1]);
 }
 
-/// Runs `etcdctl` on the member with the certificate that it shows to its peers.
+/// Runs `etcdctl` on the member with the certificate that it shows to its peers. After a boot, etcd may not be there yet when
+/// firstboot says that it has nothing to do.
 fn etcdctl(vm: &mut Vm, arguments: &str) -> String {
-    vm.output(&format!("{ETCDCTL} --cert=/etc/etcd/pki/peer.crt --key=/etc/etcd/pki/peer.key {arguments}"), COMMAND)
+    let command = format!("{ETCDCTL} --cert=/etc/etcd/pki/peer.crt --key=/etc/etcd/pki/peer.key {arguments}");
+    vm.until(&command, POD, |done| done.status == 0)
 }
 
 const ETCDCTL: &str = "ETCDCTL_API=3 etcdctl --endpoints=https://10.0.2.15:2379 --cacert=/etc/etcd/pki/ca.crt";

@@ -439,7 +439,7 @@ mod tests {
         assert!(unchanged(node.path(), &plan));
         std::fs::write(node.path().join("etc/hosts"), "by hand").unwrap();
         assert!(!unchanged(node.path(), &plan));
-        let newer = payload::Payload { kubernetes: "v1.20.3".into(), ..payload };
+        let newer = payload::Payload { kubernetes: Some("v1.20.3".into()), ..payload };
         assert_ne!(rendered::plan(&seed, newer).unwrap().digest, plan.digest);
     }
 

@@ -152,6 +152,6 @@ mod tests {
         assert_eq!(base, digest(&file, &Payload::default()));
         assert_ne!(base, digest(&PlannedFile { mode: 0o600, ..file.clone() }, &Payload::default()));
         assert_ne!(base, digest(&PlannedFile { kind: Kind::Link("1".into()), ..file.clone() }, &Payload::default()));
-        assert_ne!(base, digest(&file, &Payload { kubernetes: "v2".into(), ..Payload::default() }));
+        assert_ne!(base, digest(&file, &Payload { kubernetes: Some("v2".into()), ..Payload::default() }));
     }
 }

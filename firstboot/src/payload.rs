@@ -13,14 +13,15 @@ pub struct Payload {
     pub schema: u32,
     /// OCI name of the architecture.
     pub architecture: String,
-    /// Version of Kubernetes, with `v`.
-    pub kubernetes: String,
-    /// Version of containerd.
-    pub containerd: String,
+    /// Version of Kubernetes, with `v`; nothing in the payload of a node that runs no pods.
+    pub kubernetes: Option<String>,
+    /// Version of containerd; as `kubernetes`.
+    pub containerd: Option<String>,
     /// References of all images, exactly as kubelet asks for them.
+    #[serde(default)]
     pub images: Vec<String>,
-    /// The sandbox image.
-    pub sandbox_image: String,
+    /// The sandbox image; as `kubernetes`.
+    pub sandbox_image: Option<String>,
 }
 
 /// Reads it.
@@ -47,6 +48,9 @@ mod tests {
         )
         .unwrap();
         assert_eq!(payload.images, ["k8s.gcr.io/pause:3.2"]);
+        assert_eq!(payload.kubernetes.as_deref(), Some("v1.20.2"));
+        let of_etcd = parse(br#"{ "schema": 1, "architecture": "loong64" }"#).unwrap();
+        assert_eq!((of_etcd.kubernetes, of_etcd.images.len()), (None, 0));
         assert!(parse(br#"{"schema": 2}"#).is_err());
     }
 }

@@ -2,6 +2,7 @@
 //! From a seed to the plan of the node: what `profiles` renders, the secrets, and what cloud-config adds.
 
 use anyhow::Result;
+use profiles::node::Role;
 use profiles::render::{self, Content, NodeFile, RenderError};
 
 use crate::failure::Failure;
@@ -17,6 +18,13 @@ const ENABLED_BY_STEPS: [&str; 5] =
 /// The plan of this node.
 pub fn plan(seed: &Seed, payload: Payload) -> Result<NodePlan> {
     let profile = seed.profile().clone();
+    if payload.kubernetes.is_none() && (profile.has(Role::Master) || profile.has(Role::Worker)) {
+        let name = &profile.node.name;
+        let reason = format!("{name} is to run pods, and this disk was made for a node that is only an etcd member");
+        return Err(
+            Failure::seed(reason, "write the image of this node to its disk: `imgbuild --profile` builds it").into()
+        );
+    }
     let unusable = |error: RenderError| {
         let hint = "build this node's image again with `imgbuild --profile`";
         Failure::seed(format!("rendering the profile: {error}"), hint)
@@ -97,11 +105,20 @@ mod tests {
 
     #[test]
     fn the_plan_has_everything_but_the_links_that_steps_make() {
-        let plan = plan(&seed(), Payload::default()).unwrap();
+        let plan = plan(&seed(), crate::testing::payload()).unwrap();
         let lines: Vec<_> =
             plan.files.iter().map(|file| format!("{:04o} {:9} {}", file.mode, file.owner, file.path)).collect();
         insta::assert_snapshot!(lines.join("\n"));
         assert_eq!(plan.kubeadm, ["--skip-phases=bootstrap-token,addon/coredns"]);
+    }
+
+    #[test]
+    fn a_disk_without_kubernetes_is_only_for_an_etcd_member() {
+        let mut seed = seed();
+        let error = plan(&seed, Payload::default()).unwrap_err();
+        assert!(error.to_string().contains("only an etcd member"), "{error}");
+        seed.ours.profile.node.roles = [Role::Etcd].into();
+        assert_eq!(plan(&seed, Payload::default()).unwrap().payload.kubernetes, None);
     }
 
     #[test]

@@ -308,6 +308,11 @@ impl Lab {
     }
 }
 
+/// What the payload of a node that runs pods says.
+pub fn payload() -> Payload {
+    Payload { kubernetes: Some("v1.20.2".to_owned()), ..Payload::default() }
+}
+
 /// The lab's profile: one node with all roles.
 pub fn profile() -> NodeProfile {
     serde_json::from_str(PROFILE).unwrap()

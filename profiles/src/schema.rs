@@ -236,7 +236,8 @@ pub struct OsSection {
     /// Optional, default none. Packages of the root, from the first `deb` input; what they depend on comes by itself. Without
     /// any, an input of kind `rootfs` must bring the root, and with one there can be none.
     pub packages: Vec<String>,
-    /// Optional, default none. Binaries of the `source` inputs that go to /usr/bin. With `"containerd"`, its unit comes too.
+    /// Optional, default none. Binaries of the `source` inputs that go to /usr/bin of nodes that are
+    /// master or worker. With `"containerd"`, its unit comes too.
     pub binaries: Vec<String>,
     /// Optional, default none. Links that update-alternatives would make: `"/usr/sbin/iptables" = "/usr/sbin/iptables-nft"`.
     pub alternatives: BTreeMap<String, String>,
@@ -253,7 +254,7 @@ pub enum Distribution {
     Kylin,
 }
 
-/// What lies at /opt/imgbuild besides the images.
+/// What lies at /opt/imgbuild besides the images, on nodes that are master or worker.
 ///
 /// TOML: `[payload]`
 #[derive(Debug, Clone, PartialEq, Default)]

@@ -16,15 +16,17 @@ use std::time::{Duration, Instant};
 use crate::build::{binary, copy_cluster, folder, repository};
 use crate::cli::Outcome;
 use crate::disk::debug_overlay;
-use crate::qemu::{Accelerator, Done, Vm, VmBuilder, overlay, scale};
+use crate::qemu::{Architecture, Done, Vm, VmBuilder, overlay, scale};
 use crate::random::Random;
 use crate::switch::Switch;
 
-/// Images of all nodes of a cluster.
+/// Images of nodes of a cluster.
 #[derive(Debug, Clone)]
 pub struct Built {
     /// A copy of the shipped cluster folder, with a lock and secrets of its own.
     pub cluster: PathBuf,
+    /// The architecture of all of them.
+    pub architecture: Architecture,
     /// In the cluster file's order.
     pub nodes: Vec<BuiltNode>,
 }
@@ -38,7 +40,7 @@ pub struct BuiltNode {
     pub roles: Vec<String>,
     /// IP address.
     pub address: String,
-    /// Ethernet address.
+    /// Ethernet address; one of QEMU's where the cluster file names none.
     pub mac: String,
     /// The disk image. Not to be written to.
     pub image: PathBuf,
@@ -50,13 +52,15 @@ impl BuiltNode {
     }
 
     /// Processors, and memory in MiB: what its roles need, and no more, since seven of them share one computer.
-    fn size(&self) -> (u32, u32) {
-        if self.has("master") {
-            (2, 2560)
-        } else if self.has("worker") {
-            (1, 1536)
-        } else {
-            (1, 1024)
+    fn size(&self, architecture: Architecture) -> (u32, u32) {
+        let (master, worker) = (self.has("master"), self.has("worker"));
+        match architecture {
+            Architecture::Amd64 if master => (2, 2560),
+            Architecture::Amd64 if worker => (1, 1536),
+            Architecture::Amd64 => (1, 1024),
+            // Its pages have 16 KiB, and it is patience that is scarce.
+            Architecture::Loong64 if master || worker => (2, 6144),
+            Architecture::Loong64 => (2, 2048),
         }
     }
 }
@@ -65,14 +69,24 @@ impl Built {
     /// Builds all images of the cluster `profiles/<profile>` as a user does, in the user's store. The cluster folder is a
     /// copy called `name`: each name has secrets of its own, so that two of them are two clusters.
     pub fn new(profile: &str, name: &str) -> Self {
+        Self::build(profile, name, &["--all"], |_| true)
+    }
+
+    /// As [`Built::new`], of one node alone.
+    pub fn only(profile: &str, name: &str, node: &str) -> Self {
+        Self::build(profile, name, &["--profile", node], |built| built.name == node)
+    }
+
+    fn build(profile: &str, name: &str, which: &[&str], wanted: impl Fn(&BuiltNode) -> bool) -> Self {
         let cluster = folder().join(name);
         copy_cluster(&repository().join("profiles").join(profile), &cluster);
         let out = folder().join(format!("{name}.out"));
-        build(&cluster, &out, &["--all"]);
+        build(&cluster, &out, which);
         let file = cluster.join("cluster.toml");
         let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("reading {}: {error}", file.display()));
-        let nodes = nodes(&text, &out).unwrap_or_else(|what| panic!("{}: {what}", file.display()));
-        Self { cluster, nodes }
+        let (architecture, mut nodes) = read(&text, &out).unwrap_or_else(|what| panic!("{}: {what}", file.display()));
+        nodes.retain(wanted);
+        Self { cluster, architecture, nodes }
     }
 
     /// Appends a node to the cluster file and builds its image alone, as a user does days later. `table` is its
@@ -87,7 +101,8 @@ impl Built {
         let grown = text.replace(&mac, &format!("{mac}\n{table}"));
         fs::write(&file, &grown).unwrap_or_else(|error| panic!("writing {}: {error}", file.display()));
         let out = last.image.parent().expect("an image is in a folder");
-        let node = nodes(&grown, out).expect("a cluster file").pop().expect("a node");
+        let (_, mut nodes) = read(&grown, out).expect("a cluster file");
+        let node = nodes.pop().expect("a node");
         build(&self.cluster, out, &["--profile", &node.name]);
         node
     }
@@ -113,10 +128,12 @@ fn build(cluster: &Path, out: &Path, what: &[&str]) {
     println!("{} built in {:.1} s", what.join(" "), start.elapsed().as_secs_f64());
 }
 
-fn nodes(text: &str, out: &Path) -> Result<Vec<BuiltNode>, String> {
+fn read(text: &str, out: &Path) -> Result<(Architecture, Vec<BuiltNode>), String> {
     let file: toml::Table = text.parse().map_err(|error| format!("{error}"))?;
+    let name = file.get("os").and_then(|os| os.get("architecture")?.as_str()).ok_or("no architecture")?;
+    let architecture = Architecture::named(name).ok_or(format!("an architecture `{name}`"))?;
     let nodes = file.get("node").and_then(|nodes| nodes.as_array()).ok_or("no nodes")?;
-    let read = |node: &toml::Value| {
+    let read = |(place, node): (usize, &toml::Value)| {
         let key = |key: &str| node.get(key)?.as_str().map(str::to_owned);
         let roles = node.get("roles")?.as_array()?.iter().map(|role| role.as_str().map(str::to_owned));
         let name = key("name")?;
@@ -125,12 +142,12 @@ fn nodes(text: &str, out: &Path) -> Result<Vec<BuiltNode>, String> {
             name,
             roles: roles.collect::<Option<_>>()?,
             address: key("address")?,
-            mac: key("mac")?,
+            mac: key("mac").unwrap_or_else(|| format!("52:54:00:00:00:{place:02x}")),
             image,
         })
     };
-    let wanted = |node| read(node).ok_or(format!("a node without name, roles, address or mac: {node}"));
-    nodes.iter().map(wanted).collect()
+    let node = |(place, node)| read((place, node)).ok_or(format!("a node without name, roles or address: {node}"));
+    Ok((architecture, nodes.iter().enumerate().map(node).collect::<Result<_, _>>()?))
 }
 
 /// Whether firstboot may fail on the way: systemd starts it again.
@@ -145,6 +162,7 @@ pub enum Failures {
 /// A cluster of machines. They are switched off when it goes out of scope.
 pub struct TestCluster {
     label: String,
+    architecture: Architecture,
     machines: Vec<Machine>,
     switch: Switch,
     scratch: tempfile::TempDir,
@@ -174,6 +192,7 @@ impl TestCluster {
     pub fn new(built: &Built, label: &str) -> Self {
         let mut cluster = Self {
             label: label.to_owned(),
+            architecture: built.architecture,
             machines: vec![],
             switch: Switch::new(),
             scratch: tempfile::tempdir_in(folder()).expect("making a temporary folder"),
@@ -236,7 +255,7 @@ impl TestCluster {
     pub fn switch_on_together(&mut self, names: &[&str]) {
         let builders: Vec<VmBuilder> = names.iter().map(|name| self.prepare(name)).collect();
         // Asked before the threads begin: the first one would ask for all, and the others wait.
-        Accelerator::detect();
+        self.architecture.accelerator();
         let started: Vec<Vm> = thread::scope(|scope| {
             let threads: Vec<_> = builders.into_iter().map(|builder| scope.spawn(|| builder.start())).collect();
             threads.into_iter().map(|thread| thread.join().expect("QEMU starts")).collect()
@@ -262,9 +281,10 @@ impl TestCluster {
         let machine = self.machine(name);
         assert!(machine.vm.is_none(), "{name} is on already");
         machine.boots += 1;
-        let ((cpus, memory_mib), mac, boots) = (machine.node.size(), machine.node.mac.clone(), machine.boots);
-        let log = format!("{}.{name}.{boots}", self.label);
-        Vm::builder(&log).disk(&disk).logs(&logs()).size(cpus, memory_mib).switch(&self.switch, name, &mac)
+        let (node, boots) = (machine.node.clone(), machine.boots);
+        let (cpus, memory_mib) = node.size(self.architecture);
+        let builder = Vm::builder(&format!("{}.{name}.{boots}", self.label)).architecture(self.architecture);
+        builder.disk(&disk).logs(&logs()).size(cpus, memory_mib).switch(&self.switch, name, &node.mac)
     }
 
     /// Cuts the power of a machine, which must be on.
@@ -302,7 +322,7 @@ impl TestCluster {
     /// the first failure is reported and not the first deadline.
     pub fn wait_converged(&mut self, names: &[&str], limit: Duration, failures: Failures) {
         let begun = Instant::now();
-        let deadline = begun + scale(limit, Accelerator::detect());
+        let deadline = begun + scale(limit, self.architecture, self.architecture.accelerator());
         let mut left: Vec<&str> = names.to_vec();
         while !left.is_empty() {
             left.retain(|name| {
@@ -351,11 +371,18 @@ mod tests {
 
     #[test]
     fn nodes_are_read_from_a_cluster_file() {
-        let text = "[[node]]\nname = \"worker-1\"\nroles = [\"worker\"]\naddress = \"10.77.0.31\"\nmac = \"52:54:00:77:00:1f\"\n";
-        let [node] = &nodes(text, Path::new("/out")).unwrap()[..] else { panic!("one node") };
-        assert_eq!((node.name.as_str(), node.address.as_str(), node.size()), ("worker-1", "10.77.0.31", (1, 1536)));
-        assert_eq!(node.image, Path::new("/out/worker-1.img"));
-        let error = nodes(&text.replace("mac", "nic"), Path::new("/out")).unwrap_err();
+        let text = "[os]\narchitecture = \"amd64\"\n[[node]]\nname = \"worker-1\"\nroles = [\"worker\"]\n\
+                    address = \"10.77.0.31\"\nmac = \"52:54:00:77:00:1f\"\n";
+        let (architecture, nodes) = read(text, Path::new("/out")).unwrap();
+        let [node] = &nodes[..] else { panic!("one node") };
+        assert_eq!((node.name.as_str(), node.address.as_str()), ("worker-1", "10.77.0.31"));
+        assert_eq!((architecture, node.size(architecture)), (Architecture::Amd64, (1, 1536)));
+        assert_eq!((node.image.as_path(), node.mac.as_str()), (Path::new("/out/worker-1.img"), "52:54:00:77:00:1f"));
+        let (_, nodes) = read(&text.replace("mac", "nic"), Path::new("/out")).unwrap();
+        assert_eq!(nodes[0].mac, "52:54:00:00:00:00");
+        let error = read(&text.replace("address", "home"), Path::new("/out")).unwrap_err();
         assert!(error.contains("worker-1"), "{error}");
+        let error = read(&text.replace("amd64", "vax"), Path::new("/out")).unwrap_err();
+        assert!(error.contains("vax"), "{error}");
     }
 }

@@ -17,11 +17,11 @@
 //! instruction, and mostly whether it syncs; it does not show a drive that drops or reorders its own cache.
 //!
 //! **The accelerator.** KVM if a bounded test boot of the firmware says it works, else TCG. `IMGBUILD_TEST_ACCEL=kvm|tcg`
-//! decides without asking.
+//! decides without asking. Machines of another architecture than this computer's always have TCG.
 //!
-//! **Time limits** are given for one machine with KVM on an idle computer. They are multiplied by 6 for TCG, and by machines
-//! per processor of the computer where those are more than one: 3 machines on 2 processors get 9 times the time with TCG, 7
-//! get 21 times. See [`scale`]. They only say when to give up; what a test measures is not touched.
+//! **Time limits** are given for one machine with KVM on an idle computer. They are multiplied by 6 for TCG, by 3 more for
+//! loongarch64, and by machines per processor of the computer where those are more than one: 3 machines on 2 processors get
+//! 9 times the time with TCG, 7 get 21 times. See [`scale`]. They only say when to give up; what a test measures is not touched.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -37,7 +37,7 @@ use serde_json::{Value, json};
 
 use crate::serial::{Missed, Serial};
 use crate::switch::Switch;
-use crate::tool::{run, tool};
+use crate::tool::{command, run, tool, unpacked};
 
 /// Folders in which distributions keep UEFI firmware, with the names of code and variables, best first.
 const FIRMWARE: &[(&str, &str, &str)] = &[
@@ -53,6 +53,72 @@ const FATAL: &[&str] = &["Kernel panic - not syncing", "FAILED step="];
 /// The same where firstboot is expected to fail: systemd starts it again.
 const FATAL_TO_ALL: &[&str] = &["Kernel panic - not syncing"];
 
+/// The architecture of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Architecture {
+    /// x86_64, which Debian calls amd64.
+    Amd64,
+    /// loongarch64, which Debian calls loong64.
+    Loong64,
+}
+
+impl Architecture {
+    /// By Debian's name, which cluster files use.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "amd64" => Some(Self::Amd64),
+            "loong64" => Some(Self::Loong64),
+            _ => None,
+        }
+    }
+
+    /// What executes machines of this architecture here.
+    pub fn accelerator(self) -> Accelerator {
+        match self {
+            Self::Amd64 => Accelerator::detect(),
+            Self::Loong64 => Accelerator::Tcg,
+        }
+    }
+
+    fn qemu(self) -> Command {
+        match self {
+            Self::Amd64 => tool("qemu-system-x86_64"),
+            Self::Loong64 => command(unpacked("loong64/usr/bin/qemu-system-loongarch64", "qemu-system-misc")),
+        }
+    }
+
+    fn arguments(self, accelerator: Accelerator) -> [&'static str; 6] {
+        let (machine, emulated) = match self {
+            // Without what is fast in silicon and slow in TCG: `rep movsb`, with which the kernel copies and clears pages
+            // where the processor says `erms` (TCG goes byte by byte: 4 times the time of `movsq`), and AVX2, with which Go
+            // computes SHA-256 (1.6 times).
+            Self::Amd64 => ("q35", "max,-erms,-fsrm,-avx2"),
+            Self::Loong64 => ("virt", "la464"),
+        };
+        match accelerator {
+            Accelerator::Kvm => ["-machine", machine, "-accel", "kvm", "-cpu", "host"],
+            Accelerator::Tcg => ["-machine", machine, "-accel", "tcg,thread=multi", "-cpu", emulated],
+        }
+    }
+
+    /// UEFI firmware: code, and variables to copy.
+    fn firmware(self) -> (PathBuf, PathBuf) {
+        match self {
+            Self::Amd64 => FIRMWARE
+                .iter()
+                .map(|(folder, code, vars)| (Path::new(folder).join(code), Path::new(folder).join(vars)))
+                .find(|(code, vars)| code.exists() && vars.exists())
+                .unwrap_or_else(|| {
+                    panic!("UEFI firmware is missing; install the Debian package ovmf, or run tests/install-tools")
+                }),
+            Self::Loong64 => {
+                let folder = unpacked("loong64/usr/share/qemu-efi-loongarch64", "qemu-efi-loongarch64");
+                (folder.join("QEMU_EFI.fd"), folder.join("QEMU_VARS.fd"))
+            }
+        }
+    }
+}
+
 /// What executes the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accelerator {
@@ -63,7 +129,7 @@ pub enum Accelerator {
 }
 
 impl Accelerator {
-    /// The accelerator of this machine, found once per process.
+    /// The accelerator of this computer for its own architecture, found once per process.
     pub fn detect() -> Self {
         static FOUND: OnceLock<Accelerator> = OnceLock::new();
         *FOUND.get_or_init(|| match std::env::var("IMGBUILD_TEST_ACCEL").as_deref() {
@@ -74,31 +140,29 @@ impl Accelerator {
             Err(_) => Self::Tcg,
         })
     }
-
-    fn arguments(self) -> &'static [&'static str] {
-        match self {
-            Self::Kvm => &["-accel", "kvm", "-cpu", "host"],
-            // Without what is fast in silicon and slow in TCG: `rep movsb`, with which the kernel copies and clears pages
-            // where the processor says `erms` (TCG goes byte by byte: 4 times the time of `movsq`), and AVX2, with which Go
-            // computes SHA-256 (1.6 times).
-            Self::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm,-avx2"],
-        }
-    }
 }
 
 /// Machines of this process that are switched on.
 static MACHINES: AtomicUsize = AtomicUsize::new(0);
 
-/// The time limit for this accelerator, as many machines as run now, and this computer: see the module's words.
-pub fn scale(limit: Duration, accelerator: Accelerator) -> Duration {
+/// The time limit for this kind of machine, as many machines as run now, and this computer: see the module's words.
+pub fn scale(limit: Duration, architecture: Architecture, accelerator: Accelerator) -> Duration {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    scaled(limit, accelerator, MACHINES.load(Ordering::SeqCst), processors)
+    scaled(limit, architecture, accelerator, MACHINES.load(Ordering::SeqCst), processors)
 }
 
-fn scaled(limit: Duration, accelerator: Accelerator, machines: usize, processors: usize) -> Duration {
-    let translated = match accelerator {
-        Accelerator::Kvm => 1.0,
-        Accelerator::Tcg => 6.0,
+fn scaled(
+    limit: Duration,
+    architecture: Architecture,
+    accelerator: Accelerator,
+    machines: usize,
+    processors: usize,
+) -> Duration {
+    let translated = match (architecture, accelerator) {
+        (_, Accelerator::Kvm) => 1.0,
+        (Architecture::Amd64, Accelerator::Tcg) => 6.0,
+        // Measured on one computer: from the kernel's start to multi-user.target, about three times as long.
+        (Architecture::Loong64, Accelerator::Tcg) => 18.0,
     };
     limit.mul_f64(translated * (machines as f64 / processors as f64).max(1.0))
 }
@@ -146,7 +210,9 @@ pub struct VmBuilder {
     pub mac: String,
     /// The socket of a switch's port; without it, user-mode network.
     pub port: Option<PathBuf>,
-    /// `None`: see [`Accelerator::detect`].
+    /// Architecture.
+    pub architecture: Architecture,
+    /// `None`: see [`Architecture::accelerator`].
     pub accelerator: Option<Accelerator>,
     /// Folder for a copy of the console, `<name>.console.log`.
     pub logs: Option<PathBuf>,
@@ -174,6 +240,12 @@ impl VmBuilder {
         self
     }
 
+    /// Architecture; x86_64 otherwise.
+    pub fn architecture(mut self, architecture: Architecture) -> Self {
+        self.architecture = architecture;
+        self
+    }
+
     /// Processors, and memory in MiB.
     pub fn size(mut self, cpus: u32, memory_mib: u32) -> Self {
         (self.cpus, self.memory_mib) = (cpus, memory_mib);
@@ -189,16 +261,16 @@ impl VmBuilder {
     }
 
     fn try_start(self) -> Result<Vm, String> {
-        let accelerator = self.accelerator.unwrap_or_else(Accelerator::detect);
+        let accelerator = self.accelerator.unwrap_or_else(|| self.architecture.accelerator());
         let folder = tempfile::Builder::new().prefix("imgbuild-vm-").tempdir().expect("making a temporary folder");
-        let (code, vars) = firmware();
+        let (code, vars) = self.architecture.firmware();
         let own_vars = folder.path().join("vars.fd");
         fs::copy(&vars, &own_vars).expect("copying the firmware's variables");
 
-        let mut qemu = tool("qemu-system-x86_64");
-        qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35"])
+        let mut qemu = self.architecture.qemu();
+        qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .args(["-name", &self.name])
-            .args(accelerator.arguments())
+            .args(self.architecture.arguments(accelerator))
             .args(["-smp", &self.cpus.to_string(), "-m", &self.memory_mib.to_string()])
             .args(["-device", "virtio-rng-pci", "-netdev", &self.network()])
             .args(["-device", &format!("virtio-net-pci,netdev=net0,romfile=,mac={}", self.mac)]);
@@ -241,6 +313,7 @@ impl VmBuilder {
         Ok(Vm {
             name: self.name,
             started: Instant::now(),
+            architecture: self.architecture,
             accelerator,
             child,
             console: Serial::start(console, copy),
@@ -265,6 +338,7 @@ impl VmBuilder {
 pub struct Vm {
     name: String,
     started: Instant,
+    architecture: Architecture,
     accelerator: Accelerator,
     child: Running,
     /// The first serial line: firmware, kernel, firstboot.
@@ -297,6 +371,7 @@ impl Vm {
             cpus: 2,
             mac: "52:54:00:12:34:56".to_owned(),
             port: None,
+            architecture: Architecture::Amd64,
             accelerator: None,
             logs: None,
             arguments: vec![],
@@ -340,7 +415,7 @@ impl Vm {
         fatal: &[&str],
         limit: Duration,
     ) -> String {
-        let limit = scale(limit, self.accelerator);
+        let limit = self.scale(limit);
         match self.console.wait_by(wanted, from, fatal, limit) {
             Ok(line) => line,
             Err(missed) => self.fail(&format!("waiting for {what}"), &missed, limit),
@@ -366,7 +441,7 @@ impl Vm {
     /// # Panics
     /// After `limit` (meant for KVM), or when the machine stops; with the console's end. Not when the command fails.
     pub fn exec(&mut self, command: &str, limit: Duration) -> Done {
-        let limit = scale(limit, self.accelerator);
+        let limit = self.scale(limit);
         if !self.shell_is_open {
             self.open_shell();
         }
@@ -405,7 +480,7 @@ impl Vm {
     /// # Panics
     /// After `limit` (meant for KVM), with what the command printed last.
     pub fn until(&mut self, command: &str, limit: Duration, good: impl Fn(&Done) -> bool) -> String {
-        let deadline = Instant::now() + scale(limit, self.accelerator);
+        let deadline = Instant::now() + self.scale(limit);
         loop {
             let done = self.exec(command, limit);
             if good(&done) {
@@ -429,7 +504,7 @@ impl Vm {
     /// # Panics
     /// After `limit` (meant for KVM), with the console's end.
     pub fn power_down(mut self, limit: Duration) {
-        let limit = scale(limit, self.accelerator);
+        let limit = self.scale(limit);
         self.monitor.execute("system_powerdown").expect("asking QEMU to press the button");
         let deadline = Instant::now() + limit;
         while self.child.running() {
@@ -444,7 +519,7 @@ impl Vm {
     /// firmware and boot loader read the second line, too, and `e` opens systemd-boot's editor.
     fn open_shell(&mut self) {
         self.wait_for("Linux version", Duration::from_secs(30));
-        let limit = scale(Duration::from_secs(60), self.accelerator);
+        let limit = self.scale(Duration::from_secs(60));
         let deadline = Instant::now() + limit;
         // Written in two parts, so that the echo of this line is not taken for its answer.
         let hello = "stty -echo 2>/dev/null; exec sh -c 'PS1= PS2= PATH=$PATH:/opt/imgbuild/bin; export PATH; \
@@ -459,6 +534,10 @@ impl Vm {
             }
         }
         self.shell_is_open = true;
+    }
+
+    fn scale(&self, limit: Duration) -> Duration {
+        scale(limit, self.architecture, self.accelerator)
     }
 
     fn messages(&self) -> String {
@@ -565,16 +644,6 @@ impl Drop for Running {
     }
 }
 
-fn firmware() -> (PathBuf, PathBuf) {
-    FIRMWARE
-        .iter()
-        .map(|(folder, code, vars)| (Path::new(folder).join(code), Path::new(folder).join(vars)))
-        .find(|(code, vars)| code.exists() && vars.exists())
-        .unwrap_or_else(|| {
-            panic!("UEFI firmware is missing; install the Debian package ovmf, or run tests/install-tools")
-        })
-}
-
 /// In QEMU's options a comma ends a value unless it is doubled.
 fn escape(path: &Path) -> String {
     path.to_str().expect("paths of the tests are UTF-8").replace(',', ",,")
@@ -637,12 +706,14 @@ mod tests {
     #[test]
     fn limits_grow_with_machines_but_never_shrink() {
         let minutes = |accelerator, machines, processors| {
-            scaled(Duration::from_secs(60), accelerator, machines, processors).as_secs() / 60
+            scaled(Duration::from_secs(60), Architecture::Amd64, accelerator, machines, processors).as_secs() / 60
         };
         assert_eq!(minutes(Accelerator::Kvm, 0, 2), 1);
         assert_eq!(minutes(Accelerator::Kvm, 7, 2), 3);
         assert_eq!([1, 2, 3, 7].map(|machines| minutes(Accelerator::Tcg, machines, 2)), [6, 6, 9, 21]);
         assert_eq!(minutes(Accelerator::Tcg, 7, 16), 6);
+        let loong64 = scaled(Duration::from_secs(60), Architecture::Loong64, Accelerator::Tcg, 1, 2);
+        assert_eq!(loong64.as_secs() / 60, 18);
     }
 
     #[test]

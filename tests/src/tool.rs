@@ -64,16 +64,25 @@ pub fn python(modules: &[&str]) -> Command {
     command(PYTHON)
 }
 
-/// The unpacked, never installed, cloud-init: its package would change how this machine boots.
-pub fn cloud_init() -> Command {
-    let root = std::env::var_os("XDG_CACHE_HOME")
+/// Something of a package that `tests/install-tools` unpacks, because installing it would change this machine.
+///
+/// # Panics
+/// If it is not there; the message names the package.
+pub fn unpacked(path: &str, package: &str) -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))
-        .expect("HOME is set")
-        .join("imgbuild-tests/cloud-init/usr/lib/python3/dist-packages");
-    if !root.join("cloudinit").exists() {
-        missing("cloud-init", "cloud-init, unpacked below the cache folder");
+        .expect("HOME is set");
+    let found = cache.join("imgbuild-tests").join(path);
+    if !found.exists() {
+        panic!("{} is missing; run tests/install-tools, which unpacks the Debian package {package}", found.display());
     }
+    found
+}
+
+/// cloud-init, whose package would change how this machine boots.
+pub fn cloud_init() -> Command {
+    let root = unpacked("cloud-init/usr/lib/python3/dist-packages", "cloud-init");
     let mut python = python(&["yaml=python3-yaml", "jsonschema=python3-jsonschema"]);
     python.env("PYTHONPATH", root);
     python
@@ -100,7 +109,8 @@ pub fn run_bytes(command: &mut Command) -> Vec<u8> {
     output.stdout
 }
 
-fn command(program: impl AsRef<OsStr>) -> Command {
+/// A command with no standard input and messages in English.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).env("LC_ALL", "C.UTF-8");
     command
@@ -134,5 +144,11 @@ mod tests {
     #[should_panic(expected = "install the Debian package imaginary")]
     fn a_missing_tool_fails_and_names_its_package() {
         missing("no-such-tool", "imaginary");
+    }
+
+    #[test]
+    #[should_panic(expected = "unpacks the Debian package imaginary")]
+    fn something_that_was_not_unpacked_fails_and_names_its_package() {
+        unpacked("no-such/file", "imaginary");
     }
 }

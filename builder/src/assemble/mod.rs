@@ -10,14 +10,17 @@ pub mod os;
 pub mod payload;
 mod programs;
 pub mod sources;
+#[cfg(test)]
+mod testing;
 pub mod vendor;
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use profiles::Cluster;
-use profiles::node::Architecture;
+use profiles::node::{Architecture, Role};
 use serde::Serialize;
 
 use crate::error::Failure;
@@ -76,6 +79,23 @@ pub struct Deb {
     pub version: String,
     /// The .deb.
     pub object: Digest,
+}
+
+/// What the roles of a node make it carry. Nodes of one kind share their root and their payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeKind {
+    /// Master or worker: it has Kubernetes, a container runtime and container images.
+    Pods,
+    /// Only an etcd member: it has none of these.
+    Etcd,
+}
+
+impl NodeKind {
+    /// The kind of a node with these roles.
+    pub fn of(roles: &BTreeSet<Role>) -> Self {
+        if roles.contains(&Role::Master) || roles.contains(&Role::Worker) { Self::Pods } else { Self::Etcd }
+    }
 }
 
 impl Bench<'_> {
@@ -178,8 +198,9 @@ pub fn firstboot(architecture: Architecture) -> Result<&'static [u8]> {
 pub fn disk(bench: &Bench<'_>, pki: &Pki, name: &str, path: &Path) -> Result<Disk> {
     let cluster = bench.cluster;
     let seed = node::seed(cluster, name, pki)?;
-    let os = os::build(bench)?;
-    let payload = payload::build(bench)?;
+    let kind = NodeKind::of(&cluster.node(name)?.roles);
+    let os = os::build(bench, kind)?;
+    let payload = payload::build(bench, kind)?;
     let cluster_id = pki.cluster_id();
     let esp = esp_tree(&EspParts {
         architecture: bench.architecture(),

@@ -9,8 +9,8 @@ use profiles::node::Architecture;
 use profiles::schema::Distribution;
 use serde::{Deserialize, Serialize};
 
-use super::programs::{program, programs};
-use super::{Bench, PAYLOAD_PREFIX, firstboot, vendor};
+use super::programs::{Wanted, programs};
+use super::{Bench, NodeKind, PAYLOAD_PREFIX, firstboot, vendor};
 use crate::image::cpio;
 use crate::image::squashfs::{self, Packed};
 use crate::proof::efi;
@@ -37,7 +37,7 @@ impl Part {
     }
 }
 
-/// What every node of one architecture boots.
+/// What every node of one kind boots.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct OsLayer {
     /// The root, as a squashfs.
@@ -52,32 +52,32 @@ pub struct OsLayer {
     pub boot_loader: Part,
 }
 
-/// The OS layer, made or found in the store.
+/// The OS layer of nodes of one kind, made or found in the store. Where nothing of it is compiled, it is the same for all.
 ///
 /// # Errors
 /// Packages that do not make a bootable root, a library that is missing, a file of the wrong architecture.
-pub fn build(bench: &Bench<'_>) -> Result<OsLayer> {
+pub fn build(bench: &Bench<'_>, kind: NodeKind) -> Result<OsLayer> {
     let firstboot = firstboot(bench.architecture())?;
     let os = &bench.cluster.os;
     let key = step_key(
         "os",
         STEP_VERSION,
         &(
-            (&bench.sources.os, &bench.sources.files, bench.sources.epoch, binaries(bench)?),
+            (&bench.sources.os, &bench.sources.files, bench.sources.epoch, binaries(bench, kind)?),
             bench.sources.vendor.of_root(),
             format!("{:?} {:?} {:?}", os.distribution, os.architecture, os.alternatives),
-            (Digest::of(firstboot), overlays_digest(bench)?, bench.squashfs().block_size, bench.squashfs().level),
+            (Digest::of(firstboot), overlays_digest(bench, kind)?, bench.squashfs().block_size, bench.squashfs().level),
         ),
     )?;
-    bench.store.cached(&key, "OS layer", || assemble(bench, firstboot).context("assembling the OS layer"))
+    bench.store.cached(&key, "OS layer", || assemble(bench, kind, firstboot).context("assembling the OS layer"))
 }
 
-fn assemble(bench: &Bench<'_>, firstboot: &'static [u8]) -> Result<OsLayer> {
+fn assemble(bench: &Bench<'_>, kind: NodeKind, firstboot: &'static [u8]) -> Result<OsLayer> {
     match bench.cluster.rootfs().next() {
         Some(rootfs) => tracing::info!("assembling the OS layer from {}", rootfs.path),
         None => tracing::info!("assembling the OS layer from {} packages", bench.sources.os.len()),
     }
-    let root = root(bench)?;
+    let root = root(bench, kind)?;
     bench.prove_elf(&root.tree)?;
     vendor::prove_commands(bench, &root.tree)?;
     let (kernel_version, kernel) = initramfs::kernel_image(&root.tree)?;
@@ -99,38 +99,42 @@ fn assemble(bench: &Bench<'_>, firstboot: &'static [u8]) -> Result<OsLayer> {
     })
 }
 
-/// Compiled programs of the root, by name.
-fn binaries<'a>(bench: &Bench<'a>) -> Result<BTreeMap<&'a str, Digest>> {
-    let wanted = &bench.cluster.os.binaries;
-    if wanted.is_empty() {
-        return Ok(BTreeMap::new());
+/// Names of the compiled programs that nodes of a kind have in their root. All recipes there are make parts of Kubernetes
+/// and of its container runtime: a node that is only an etcd member has none of them.
+fn binary_names<'a>(bench: &Bench<'a>, kind: NodeKind) -> &'a [String] {
+    match kind {
+        NodeKind::Pods => &bench.cluster.os.binaries,
+        NodeKind::Etcd => &[],
     }
-    let programs = programs(bench)?;
-    let known = |name: &String| program(&programs, name, "`[os] binaries`").map(drop);
-    wanted.iter().try_for_each(known)?;
-    Ok(wanted.iter().filter_map(|name| Some((name.as_str(), programs.get(name)?.object))).collect())
+}
+
+/// Compiled programs of the root, by name.
+fn binaries<'a>(bench: &Bench<'a>, kind: NodeKind) -> Result<BTreeMap<&'a str, Digest>> {
+    let names = binary_names(bench, kind);
+    let programs = programs(bench, &Wanted::all(names, "`[os] binaries`"))?;
+    Ok(names.iter().filter_map(|name| Some((name.as_str(), programs.get(name)?.object))).collect())
 }
 
 /// The overlays of a distribution, in the order they are put on.
-fn overlays(bench: &Bench<'_>) -> Vec<&'static str> {
+fn overlays(bench: &Bench<'_>, kind: NodeKind) -> Vec<&'static str> {
     let mut overlays = match bench.cluster.os.distribution {
         Distribution::Debian => vec!["common", "debian"],
         Distribution::Kylin => vec!["common", "kylin"],
     };
     // A packaged one brings its unit.
-    if bench.cluster.os.binaries.iter().any(|name| name == "containerd") {
+    if binary_names(bench, kind).iter().any(|name| name == "containerd") {
         overlays.push("containerd");
     }
     overlays
 }
 
-pub(super) fn overlays_digest(bench: &Bench<'_>) -> Result<Digest> {
-    let trees = overlays(bench).into_iter().map(overlay::overlay).collect::<Result<Vec<_>>>()?;
+pub(super) fn overlays_digest(bench: &Bench<'_>, kind: NodeKind) -> Result<Digest> {
+    let trees = overlays(bench, kind).into_iter().map(overlay::overlay).collect::<Result<Vec<_>>>()?;
     Ok(Digest::of(format!("{trees:?}").as_bytes()))
 }
 
 /// The root as a file tree.
-pub(super) fn root(bench: &Bench<'_>) -> Result<os::Os> {
+pub(super) fn root(bench: &Bench<'_>, kind: NodeKind) -> Result<os::Os> {
     let mut extra = FileTree::new();
     for (to, mode, content) in &bench.sources.files {
         if !to.starts_with(PAYLOAD_PREFIX) {
@@ -142,11 +146,11 @@ pub(super) fn root(bench: &Bench<'_>) -> Result<os::Os> {
             extra.insert(&path, entry)?;
         }
     }
-    for (name, object) in binaries(bench)? {
+    for (name, object) in binaries(bench, kind)? {
         extra.insert(&format!("usr/bin/{name}"), bench.file(&object, 0o755)?)?;
     }
     let options = os::Options {
-        overlays: overlays(bench).iter().map(ToString::to_string).collect(),
+        overlays: overlays(bench, kind).iter().map(ToString::to_string).collect(),
         extra,
         alternatives: bench.cluster.os.alternatives.clone(),
     };

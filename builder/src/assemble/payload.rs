@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The payload: what lies at /opt/imgbuild on every node, whatever its role. Layout: docs/contracts.md, section 3.
+//! The payload: what lies at /opt/imgbuild on a node. There are two: that of nodes that run pods, and the small one of nodes
+//! that are only etcd members. Layout: docs/contracts.md, section 3.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -9,8 +10,8 @@ use anyhow::{Context, Result};
 use profiles::schema::Image;
 use serde::Serialize;
 
-use super::programs::{program, programs};
-use super::{Bench, Deb, PAYLOAD_PREFIX, calico, firstboot, image_archive, os, vendor};
+use super::programs::{Wanted, program, programs};
+use super::{Bench, Deb, NodeKind, PAYLOAD_PREFIX, calico, firstboot, image_archive, os, vendor};
 use crate::error::Failure;
 use crate::image::oci::{self, Layer, Layout, Process};
 use crate::image::squashfs::{self, Packed};
@@ -22,7 +23,7 @@ use crate::store::{Digest, step_key};
 use crate::tree::{Entry, FileTree, alternatives};
 
 /// Raised when the code below makes another payload out of the same inputs.
-const STEP_VERSION: u32 = 1;
+const STEP_VERSION: u32 = 2;
 
 /// Where a package keeps its CNI plugins (`/usr/lib/cni` by Debian's patch of containernetworking-plugins).
 const PACKAGED_CNI: &str = "usr/lib/cni/";
@@ -33,23 +34,38 @@ const COMMANDS: [&str; 4] = ["crictl", "kubeadm", "kubectl", "kubelet"];
 /// The name of containerd's package, source package and program.
 const CONTAINERD: &str = "containerd";
 
+/// What kubeadm 1.20 insists on besides `[payload] binaries`.
+const CRICTL: &str = "crictl";
+
+/// Folders of the payload that only nodes that run pods read, whoever put files there.
+const OF_PODS: [&str; 3] = ["cni/", "images/", "manifests/"];
+
 /// `payload.json`: what firstboot must know of the payload it finds.
 #[derive(Debug, Serialize)]
 struct Description<'a> {
     schema: u32,
-    architecture: String,
+    architecture: &'static str,
+    #[serde(flatten)]
+    pods: Option<Pods<'a>>,
+}
+
+/// What a node that runs pods must know besides.
+#[derive(Debug, Serialize)]
+struct Pods<'a> {
     kubernetes: String,
     containerd: String,
     images: BTreeSet<String>,
     sandbox_image: &'a str,
 }
 
-/// The payload as a squashfs, made or found in the store.
+/// The payload of nodes of one kind as a squashfs, made or found in the store.
 ///
 /// # Errors
 /// If anything that a node will ask for is not in it, or its inputs do not give what the cluster file names.
-pub fn build(bench: &Bench<'_>) -> Result<Packed> {
-    prove_images(bench)?;
+pub fn build(bench: &Bench<'_>, kind: NodeKind) -> Result<Packed> {
+    if kind == NodeKind::Pods {
+        prove_images(bench)?;
+    }
     let cluster = bench.cluster;
     let firstboot = firstboot(bench.architecture())?;
     let manifests = calico::of(bench)?;
@@ -58,7 +74,7 @@ pub fn build(bench: &Bench<'_>) -> Result<Packed> {
         STEP_VERSION,
         &(
             // The packages of the root too: the payload names its containerd, and its programs are proven on it.
-            (&bench.sources, os::overlays_digest(bench)?),
+            (kind, &bench.sources, os::overlays_digest(bench, kind)?),
             // Sections of the cluster file; their `Debug` shows every field.
             format!("{:?} {:?} {:?}", cluster.kubernetes, cluster.payload, cluster.image),
             // And manifests that are not used as they are.
@@ -74,7 +90,8 @@ pub fn build(bench: &Bench<'_>) -> Result<Packed> {
     )?;
     bench.store.cached(&key, "payload", || {
         tracing::info!("assembling the payload");
-        let tree = tree(bench, firstboot, &manifests).context("assembling the payload")?;
+        let tree = tree(bench, kind, firstboot, &manifests).context("assembling the payload")?;
+        prove_programs(bench, kind, &tree).context("checking the payload's programs on the root")?;
         squashfs::pack(&tree, bench.store, &bench.squashfs()).context("packing the payload")
     })
 }
@@ -108,14 +125,50 @@ fn image_names(bench: &Bench<'_>) -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
-fn tree(bench: &Bench<'_>, firstboot: &[u8], manifests: &calico::Manifests) -> Result<FileTree> {
-    let programs = programs(bench)?;
+fn tree(bench: &Bench<'_>, kind: NodeKind, firstboot: &[u8], manifests: &calico::Manifests) -> Result<FileTree> {
     let mut tree = FileTree::new();
     tree.insert("bin/firstboot", Entry::file(firstboot, 0o755))?;
+    if kind == NodeKind::Pods {
+        add_kubernetes(bench, &mut tree)?;
+    }
+    let wanted = |path: &str| kind == NodeKind::Pods || !OF_PODS.iter().any(|folder| path.starts_with(folder));
+    for (to, mode, content) in &bench.sources.files {
+        let Some(path) = to.strip_prefix(PAYLOAD_PREFIX).filter(|path| wanted(path)) else { continue };
+        let mut entry = bench.file(content, *mode)?;
+        if let Some(configured) = manifests.get(to) {
+            entry = Entry::file(configured.manifest.as_bytes(), entry.mode);
+        }
+        tree.insert(path, entry)?;
+    }
+    for (path, entry) in vendor::tar_files(bench)? {
+        let path = path.strip_prefix(PAYLOAD_PREFIX.trim_start_matches('/'));
+        if let Some(path) = path.filter(|path| wanted(path)) {
+            tree.insert(path, entry)?;
+        }
+    }
+    let absent: Vec<&str> =
+        COMMANDS.iter().filter(|name| tree.content(&format!("bin/{name}")).is_none()).copied().collect();
+    if kind == NodeKind::Pods && !absent.is_empty() {
+        return Err(Failure::user(format!("the payload lacks {}", absent.join(", ")))
+            .hint("bring them to /opt/imgbuild/bin: as input of kind \"file\" or \"tar\", or by `[payload] binaries`")
+            .into());
+    }
+    let description = serde_json::to_vec_pretty(&describe(bench, kind)?).context("describing the payload")?;
+    tree.insert("payload.json", Entry::file(description, 0o644))?;
+    Ok(tree)
+}
+
+/// What a node that runs pods has besides: Kubernetes' programs, CNI plugins, container images.
+fn add_kubernetes(bench: &Bench<'_>, tree: &mut FileTree) -> Result<()> {
+    let cluster = bench.cluster;
     // With sources come programs of ours; without, the user brings them all.
-    let crictl = bench.cluster.sources().next().map(|_| "crictl");
-    for name in bench.cluster.payload.binaries.iter().map(String::as_str).chain(crictl) {
-        tree.insert(&format!("bin/{name}"), program(&programs, name, "[payload] binaries")?)?;
+    let crictl = cluster.sources().next().map(|_| CRICTL);
+    let mut wanted = Wanted::all(&cluster.payload.binaries, "`[payload] binaries`");
+    wanted.extend(crictl.map(|name| Wanted { name, by: "every payload with kubeadm" }));
+    wanted.extend(cluster.image.iter().flat_map(|image| Wanted::all(&image.binaries, "`[[image]] binaries`")));
+    let programs = programs(bench, &wanted)?;
+    for name in cluster.payload.binaries.iter().map(String::as_str).chain(crictl) {
+        tree.insert(&format!("bin/{name}"), program(&programs, name)?)?;
     }
     for (path, entry) in bench.merged(&bench.sources.payload)?.iter() {
         if let Some(plugin) = path.strip_prefix(PACKAGED_CNI) {
@@ -123,7 +176,7 @@ fn tree(bench: &Bench<'_>, firstboot: &[u8], manifests: &calico::Manifests) -> R
         }
     }
     let mut layout = Layout::new(bench.sources.epoch)?;
-    for (image, packages) in bench.cluster.image.iter().zip(&bench.sources.images) {
+    for (image, packages) in cluster.image.iter().zip(&bench.sources.images) {
         layout.add(&self::image(bench, image, packages, &programs)?)?;
     }
     image_archive::add(bench, &mut layout)?;
@@ -132,53 +185,33 @@ fn tree(bench: &Bench<'_>, firstboot: &[u8], manifests: &calico::Manifests) -> R
             tree.insert(&format!("images/{path}"), entry.clone())?;
         }
     }
-    for (to, mode, content) in &bench.sources.files {
-        if let Some(path) = to.strip_prefix(PAYLOAD_PREFIX) {
-            let mut entry = bench.file(content, *mode)?;
-            if let Some(configured) = manifests.get(to) {
-                entry = Entry::file(configured.manifest.as_bytes(), entry.mode);
-            }
-            tree.insert(path, entry)?;
-        }
-    }
-    for (path, entry) in vendor::tar_files(bench)? {
-        if let Some(path) = path.strip_prefix(PAYLOAD_PREFIX.trim_start_matches('/')) {
-            tree.insert(path, entry)?;
-        }
-    }
-    let absent: Vec<&str> =
-        COMMANDS.iter().filter(|name| tree.content(&format!("bin/{name}")).is_none()).copied().collect();
-    if !absent.is_empty() {
-        return Err(Failure::user(format!("the payload lacks {}", absent.join(", ")))
-            .hint("bring them to /opt/imgbuild/bin: as input of kind \"file\" or \"tar\", or by `[payload] binaries`")
-            .into());
-    }
     tree.ensure_dir("manifests", 0o755)?;
     // Where the pod network installs plugins, the node mounts them over this directory.
-    tree.ensure_dir("cni/bin", 0o755)?;
-    let description = serde_json::to_vec_pretty(&describe(bench)?).context("describing the payload")?;
-    tree.insert("payload.json", Entry::file(description, 0o644))?;
-    prove_programs(bench, &tree).context("checking the payload's programs on the root")?;
-    Ok(tree)
+    tree.ensure_dir("cni/bin", 0o755)
 }
 
 /// Fails unless every program of the payload finds what it needs on the root that the payload is mounted on.
-fn prove_programs(bench: &Bench<'_>, payload: &FileTree) -> Result<()> {
-    let mut whole = os::root(bench)?.tree;
+fn prove_programs(bench: &Bench<'_>, kind: NodeKind, payload: &FileTree) -> Result<()> {
+    let mut whole = os::root(bench, kind)?.tree;
     for (path, entry) in payload.iter().filter(|(path, _)| !path.is_empty()) {
         whole.insert(&format!("{}{path}", PAYLOAD_PREFIX.trim_start_matches('/')), entry.clone())?;
     }
     bench.prove_elf(&whole)
 }
 
-fn describe<'a>(bench: &'a Bench<'_>) -> Result<Description<'a>> {
+fn describe<'a>(bench: &'a Bench<'_>, kind: NodeKind) -> Result<Description<'a>> {
+    let pods = || -> Result<Pods<'a>> {
+        Ok(Pods {
+            kubernetes: format!("v{}", bench.cluster.kubernetes.version),
+            containerd: containerd_version(bench)?,
+            images: image_names(bench)?,
+            sandbox_image: &bench.cluster.kubernetes.pause_image,
+        })
+    };
     Ok(Description {
         schema: 1,
-        architecture: source::golang::goarch(bench.architecture()).to_owned(),
-        kubernetes: format!("v{}", bench.cluster.kubernetes.version),
-        containerd: containerd_version(bench)?,
-        images: image_names(bench)?,
-        sandbox_image: &bench.cluster.kubernetes.pause_image,
+        architecture: source::golang::goarch(bench.architecture()),
+        pods: (kind == NodeKind::Pods).then(pods).transpose()?,
     })
 }
 
@@ -234,7 +267,7 @@ fn image(bench: &Bench<'_>, image: &Image, packages: &[Deb], programs: &Programs
         for name in &image.binaries {
             let dir = image.binaries_to.trim_matches('/');
             let path = if dir.is_empty() { name.clone() } else { format!("{dir}/{name}") };
-            let program = program(programs, name, "[[image]] binaries")?;
+            let program = program(programs, name)?;
             whole.insert(&path, program.clone()).with_context(of)?;
             tree.insert(&path, program).with_context(of)?;
         }
@@ -258,4 +291,54 @@ fn image(bench: &Bench<'_>, image: &Image, packages: &[Deb], programs: &Programs
         layers,
         process: Process { entrypoint, environment, ..Process::default() },
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::assemble::testing::Lab;
+
+    fn paths(tree: &FileTree) -> Vec<&str> {
+        tree.iter().map(|(path, _)| path).filter(|path| !path.is_empty()).collect()
+    }
+
+    /// It asks for no program and no package: none of them is in the store.
+    #[test]
+    fn an_etcd_member_gets_firstboot_and_the_files_meant_for_it() {
+        let mut lab = Lab::loong64();
+        let text = lab.store.put_bytes(b"text").unwrap();
+        for to in [
+            "/etc/motd",
+            "/opt/imgbuild/manifests/10-a.yaml",
+            "/opt/imgbuild/cni/bin/calico",
+            "/opt/imgbuild/share/note",
+        ] {
+            lab.sources.files.push((to.to_owned(), 0o644, text));
+        }
+        let tree = tree(&lab.bench(), NodeKind::Etcd, b"firstboot").unwrap();
+        assert_eq!(paths(&tree), ["bin", "bin/firstboot", "payload.json", "share", "share/note"]);
+        let description = tree.content("payload.json").unwrap().read(&lab.store).unwrap();
+        let description: serde_json::Value = serde_json::from_slice(&description).unwrap();
+        assert_eq!(description, serde_json::json!({"schema": 1, "architecture": "loong64"}));
+    }
+
+    #[test]
+    fn a_node_that_runs_pods_gets_what_the_contract_shows() {
+        let mut lab = Lab::loong64();
+        // The one image of packages alone would be empty.
+        lab.cluster.image.retain(|image| !image.binaries.is_empty());
+        lab.compiled();
+        let tree = tree(&lab.bench(), NodeKind::Pods, b"firstboot").unwrap();
+        let paths = paths(&tree);
+        for path in ["bin/kubelet", "bin/crictl", "cni/bin", "images/index.json", "manifests", "payload.json"] {
+            assert!(paths.contains(&path), "no {path} in {paths:?}");
+        }
+        let description = tree.content("payload.json").unwrap().read(&lab.store).unwrap();
+        let description: serde_json::Value = serde_json::from_slice(&description).unwrap();
+        assert_eq!(description["kubernetes"], "v1.20.2");
+        assert_eq!(description["containerd"], "1.6.20");
+        assert_eq!(description["sandbox_image"], "k8s.gcr.io/pause:3.2");
+        assert_eq!(description["images"].as_array().unwrap().len(), lab.cluster.image.len());
+    }
 }

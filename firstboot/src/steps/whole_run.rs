@@ -11,7 +11,7 @@ use crate::journal::{Event, Journal};
 use crate::payload::Payload;
 use crate::runner::Output;
 use crate::seed::document;
-use crate::testing::{DISCOVERY, Lab, PROFILE};
+use crate::testing::{self, DISCOVERY, Lab, PROFILE};
 use crate::{rendered, steps};
 
 const READY: &str = r#"{"status":{"conditions":[{"type":"Ready","status":"True"}]}}"#;
@@ -23,7 +23,7 @@ fn prepare(lab: &mut Lab, profile: &str) {
         profile.replace('\n', " ")
     );
     let seed = document::parse(b"instance-id: a", user_data.as_bytes()).unwrap();
-    let payload = Payload { images: vec!["k8s.gcr.io/pause:3.2".into()], ..Payload::default() };
+    let payload = Payload { images: vec!["k8s.gcr.io/pause:3.2".into()], ..testing::payload() };
     lab.plan = rendered::plan(&seed, payload).unwrap();
     lab.write("/proc/meminfo", "MemTotal:        4000000 kB\n");
     lab.write("/proc/cpuinfo", "processor\t: 0\n\nprocessor\t: 1\n");
@@ -138,6 +138,25 @@ fn a_worker_converges_from_a_power_cut_after_every_record() {
         let joins = lab.runner.take_trace().iter().filter(|line| line.starts_with("kubeadm join")).count();
         assert_eq!(joins, usize::from(!joined), "power cut after {fuse} records");
     }
+}
+
+/// Its payload has no Kubernetes, its root may have no containerd: nothing asks for either.
+#[test]
+fn an_etcd_member_converges_without_kubernetes() {
+    let mut profile: serde_json::Value = serde_json::from_str(PROFILE).unwrap();
+    profile["node"]["roles"] = serde_json::json!(["etcd"]);
+    profile["peers"][0]["roles"] = serde_json::json!(["etcd"]);
+    let mut lab = Lab::new();
+    prepare(&mut lab, &profile.to_string());
+    attach(&lab, &SharedEtcd::default());
+    lab.plan.payload = Payload::default();
+    std::fs::remove_dir_all(lab.root().join("opt/imgbuild")).unwrap();
+    run(&lab, None).unwrap();
+    let trace = lab.runner.take_trace();
+    assert!(trace.iter().any(|line| line.contains("etcd")), "{trace:?}");
+    let of_pods = ["ctr", "crictl", "containerd", "kubeadm", "kubectl", "kubelet", "runc"];
+    let asked = trace.iter().find(|line| of_pods.iter().any(|program| line.contains(program)));
+    assert_eq!(asked, None);
 }
 
 #[test]

@@ -122,6 +122,11 @@ impl Program {
 /// Compiled programs by name.
 pub type Programs = BTreeMap<String, Program>;
 
+/// The key of the step that makes the programs of `recipe`.
+pub(crate) fn key(recipe: Recipe, inputs: &Inputs, target: Architecture) -> Result<Digest> {
+    step_key("source", recipe.step_version(), &(recipe, inputs, target))
+}
+
 /// Makes the programs of `recipe` for `target`, or finds them in the store if the same inputs were compiled before.
 ///
 /// `unpack` is called only if there is something to compile. `jobs` limits how many processor cores the compiler uses;
@@ -137,7 +142,7 @@ pub fn build(
     jobs: NonZeroUsize,
     unpack: impl FnOnce() -> Result<Trees>,
 ) -> Result<Programs> {
-    let key = step_key("source", recipe.step_version(), &(recipe, inputs, target))?;
+    let key = key(recipe, inputs, target)?;
     if let Some(programs) = store.step::<Programs>(&key)
         && programs.values().all(|program| store.has(&program.object))
     {
@@ -171,7 +176,7 @@ mod tests {
         let recipe = recipe("kubernetes-1.20", "1.20.2").unwrap();
         let object = store.put_bytes(b"\x7fELF").unwrap();
         let programs = Programs::from([("kubeadm".to_owned(), Program { object, size: 4 })]);
-        let key = step_key("source", recipe.step_version(), &(recipe, &inputs(), Architecture::Amd64)).unwrap();
+        let key = key(recipe, &inputs(), Architecture::Amd64).unwrap();
         store.record_step(&key, &programs).unwrap();
 
         let refuse = || anyhow::bail!("unpacked");

@@ -113,8 +113,8 @@ pub(super) fn parse(text: &str) -> Result<Option<Node>, TreeError> {
             _ => return Err(TreeError { line, what: "a second document begins without a line `---`".to_owned() }),
         }
     }
-    // A document that is empty is a scalar of no characters to the parser.
-    Ok(root.filter(|node| node.value != Value::Bare(NULL.to_owned())))
+    // A document that is empty has a scalar that stands for nothing to the parser.
+    Ok(root.filter(|node| !matches!(&node.value, Value::Bare(word) if word == NULL || word == "~")))
 }
 
 /// Writes a document, without `---`.

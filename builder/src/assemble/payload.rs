@@ -296,6 +296,8 @@ fn image(bench: &Bench<'_>, image: &Image, packages: &[Deb], programs: &Programs
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::assemble::testing::Lab;
 
@@ -316,7 +318,7 @@ mod tests {
         ] {
             lab.sources.files.push((to.to_owned(), 0o644, text));
         }
-        let tree = tree(&lab.bench(), NodeKind::Etcd, b"firstboot").unwrap();
+        let tree = tree(&lab.bench(), NodeKind::Etcd, b"firstboot", &BTreeMap::new()).unwrap();
         assert_eq!(paths(&tree), ["bin", "bin/firstboot", "payload.json", "share", "share/note"]);
         let description = tree.content("payload.json").unwrap().read(&lab.store).unwrap();
         let description: serde_json::Value = serde_json::from_slice(&description).unwrap();
@@ -329,7 +331,7 @@ mod tests {
         // The one image of packages alone would be empty.
         lab.cluster.image.retain(|image| !image.binaries.is_empty());
         lab.compiled();
-        let tree = tree(&lab.bench(), NodeKind::Pods, b"firstboot").unwrap();
+        let tree = tree(&lab.bench(), NodeKind::Pods, b"firstboot", &BTreeMap::new()).unwrap();
         let paths = paths(&tree);
         for path in ["bin/kubelet", "bin/crictl", "cni/bin", "images/index.json", "manifests", "payload.json"] {
             assert!(paths.contains(&path), "no {path} in {paths:?}");

@@ -8,6 +8,7 @@ use std::num::NonZeroUsize;
 
 use profiles::Cluster;
 
+use super::vendor::Vendor;
 use super::{Bench, Sources, programs};
 use crate::inputs::source::{self, Inputs, Program, Programs};
 use crate::store::{Digest, Store};
@@ -43,6 +44,7 @@ impl Lab {
             images: vec![vec![]; cluster.image.len()],
             programs: cluster.sources().map(|source| inputs(&source.name)).collect(),
             files: vec![],
+            vendor: Vendor::default(),
         };
         Self { store: Store::open(folder.path()).unwrap(), cluster, sources, _folder: folder }
     }

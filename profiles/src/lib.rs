@@ -5,6 +5,7 @@
 mod decode;
 pub mod diagnostics;
 pub mod kubeconfig;
+pub mod medium;
 pub mod node;
 mod profile;
 pub mod render;

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod whole;
+
 use std::collections::BTreeMap;
 
 use profiles::Cluster;
@@ -39,16 +41,12 @@ fn rendered(profile: &NodeProfile) -> BTreeMap<String, String> {
 }
 
 fn whole(profile: &NodeProfile) -> String {
-    let mut whole = String::new();
-    for file in render::files(profile).unwrap() {
-        match file.content {
-            Content::Text(text) => {
-                whole += &format!("=== {} {:04o} {}\n{text}\n", file.path, file.mode, file.owner.name());
-            }
-            Content::Symlink(target) => whole += &format!("=== {} -> {target}\n\n", file.path),
-        }
-    }
-    whole + &format!("=== kubeadm init {}\n", render::kubeadm_args(profile).unwrap().join(" "))
+    whole::files(profile)
+        + &format!(
+            "=== kubeadm init {}
+",
+            render::kubeadm_args(profile).unwrap().join(" ")
+        )
 }
 
 fn kubeadm(profile: &NodeProfile) -> String {

@@ -4,11 +4,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod whole;
+
 use std::path::PathBuf;
 
 use profiles::Cluster;
-use profiles::node::{NodeProfile, Role};
-use profiles::render::{self, Content};
+use profiles::node::Role;
+use profiles::render;
 use profiles::seed::{Secrets, Seed};
 
 const ID: &str = "0123456789abcdef0123456789abcdef";
@@ -34,19 +36,6 @@ fn shipped() -> Vec<(String, Cluster)> {
 
 fn cluster(name: &str) -> Cluster {
     shipped().into_iter().find(|(other, _)| other == name).unwrap().1
-}
-
-fn whole(profile: &NodeProfile) -> String {
-    let mut whole = String::new();
-    for file in render::files(profile).unwrap() {
-        match file.content {
-            Content::Text(text) => {
-                whole += &format!("=== {} {:04o} {}\n{text}\n", file.path, file.mode, file.owner.name());
-            }
-            Content::Symlink(target) => whole += &format!("=== {} -> {target}\n\n", file.path),
-        }
-    }
-    whole
 }
 
 #[test]
@@ -76,7 +65,7 @@ fn all_files_of_lab_split() {
     for node in ["etcd-1", "master-1", "worker-1"] {
         insta::assert_snapshot!(
             format!("lab-split_{node}"),
-            whole(&cluster("lab-split").node_profile(node, ID).unwrap())
+            whole::files(&cluster("lab-split").node_profile(node, ID).unwrap())
         );
     }
 }
@@ -84,7 +73,10 @@ fn all_files_of_lab_split() {
 #[test]
 fn all_files_of_lab_ha() {
     for node in ["etcd-2", "master-1", "master-3", "worker-1"] {
-        insta::assert_snapshot!(format!("lab-ha_{node}"), whole(&cluster("lab-ha").node_profile(node, ID).unwrap()));
+        insta::assert_snapshot!(
+            format!("lab-ha_{node}"),
+            whole::files(&cluster("lab-ha").node_profile(node, ID).unwrap())
+        );
     }
 }
 
@@ -119,9 +111,9 @@ fn pods_run_where_a_node_is_a_worker() {
         let cluster = cluster(name);
         let workers: Vec<&str> = cluster.nodes_with(Role::Worker).map(|node| node.name.as_str()).collect();
         assert_eq!(workers, [expected], "{name}");
-        let master = whole(&cluster.node_profile("master-1", ID).unwrap());
+        let master = whole::files(&cluster.node_profile("master-1", ID).unwrap());
         assert!(!master.contains("taints"), "{name}");
     }
-    let everything = whole(&cluster("hyperconverged").node_profile("node-2", ID).unwrap());
+    let everything = whole::files(&cluster("hyperconverged").node_profile("node-2", ID).unwrap());
     assert_eq!(everything.matches("taints: []").count(), 2, "for init and for join");
 }

@@ -14,10 +14,10 @@ use anyhow::{Context, Result, bail};
 use profiles::node::Architecture;
 use serde::Serialize;
 
-use super::golang::{Build, Go, Overlay};
-use super::steps::{apply_patches, keep, read, replace_line, write};
-use super::workspace::{single_top, write_tree};
-use super::{LIBRARIES, Programs, Trees};
+use super::golang::{Build, Overlay};
+use super::steps::{Workshop, keep, read, replace_line, write};
+use super::workspace::single_top;
+use super::{Programs, Trees};
 use crate::store::Store;
 use crate::tree::FileTree;
 
@@ -110,29 +110,18 @@ impl Recipe {
         target: Architecture,
         jobs: NonZeroUsize,
     ) -> Result<Programs> {
-        let scratch = tempfile::Builder::new()
-            .prefix("source-")
-            .tempdir_in(store.root().join("work"))
-            .context("creating a scratch directory in the store")?;
-        // Absolute and without symbolic links: the toolchain compares paths by their text.
-        let scratch_path = scratch.path().canonicalize().context("finding the scratch directory")?;
         self.check_release(store, &trees.upstream)?;
-        let packages = scratch_path.join("packages");
-        write_tree(store, &trees.packages, "", &packages).context("writing the toolchain")?;
-        let libraries = packages.join(LIBRARIES);
-        let gopath = libraries.parent().context("a folder of libraries without a name")?;
-        let go = Go::find(&packages, self.go, &scratch_path, jobs)?.with_libraries(gopath);
-        let source = go.source_dir(TOP);
-        write_tree(store, &trees.upstream, single_top(&trees.upstream), &source).context("writing the source")?;
-        apply_patches(store, &trees.packaging, &source)?;
+        let workshop = Workshop::open(store, trees, self.go, TOP, jobs)?;
+        let gopath = workshop.libraries.parent().context("a folder of libraries without a name")?;
+        let go = workshop.go.with_libraries(gopath);
 
-        let overlay = self.overlay(&libraries, &scratch_path)?;
-        let output = scratch_path.join("output");
-        let programs: Vec<_> = self.programs.iter().map(|path| format!("{TOP}/{path}")).collect();
+        let overlay = self.overlay(&workshop.libraries, &workshop.path)?;
+        let output = workshop.path.join("output");
+        let programs: Vec<_> = self.programs.iter().map(|program| format!("{TOP}/{program}")).collect();
         let variables = [(format!("{TOP}/version.Version"), self.version.to_owned())];
         tracing::info!("compiling containerd {} for {target:?}: this takes a minute or two", self.version);
         go.build(
-            &source,
+            &workshop.source,
             &Build {
                 packages: &programs,
                 target: Some(target),

@@ -14,10 +14,10 @@ use anyhow::{Context, Result, bail};
 use profiles::node::Architecture;
 use serde::Serialize;
 
-use super::golang::{Build, Go, Overlay};
-use super::steps::{apply_patches, keep, path_text, read, replace_line, write};
-use super::workspace::{single_top, write_tree};
-use super::{LIBRARIES, Programs, Trees};
+use super::golang::{Build, Overlay};
+use super::steps::{Workshop, keep, path_text, read, replace_line, write};
+use super::workspace::single_top;
+use super::{Programs, Trees};
 use crate::store::Store;
 use crate::tree::FileTree;
 
@@ -154,23 +154,12 @@ impl Recipe {
         target: Architecture,
         jobs: NonZeroUsize,
     ) -> Result<Programs> {
-        let scratch = tempfile::Builder::new()
-            .prefix("source-")
-            .tempdir_in(store.root().join("work"))
-            .context("creating a scratch directory in the store")?;
-        // Absolute and without symbolic links: the toolchain compares paths by their text.
-        let scratch_path = scratch.path().canonicalize().context("finding the scratch directory")?;
         self.check_release(store, &trees.upstream)?;
-        let packages = scratch_path.join("packages");
-        write_tree(store, &trees.packages, "", &packages).context("writing the toolchain")?;
-        let go = Go::find(&packages, self.go, &scratch_path, jobs)?;
-        let source = go.source_dir(TOP);
-        write_tree(store, &trees.upstream, single_top(&trees.upstream), &source).context("writing the source")?;
-        apply_patches(store, &trees.packaging, &source)?;
+        let workshop = Workshop::open(store, trees, self.go, TOP, jobs)?;
 
-        let job = Job { recipe: self, go, source, scratch: scratch_path, target };
-        let overlay = job.overlay(&packages.join(LIBRARIES))?;
-        let output = job.scratch.join("output");
+        let job = Job { recipe: self, workshop, target };
+        let overlay = job.overlay()?;
+        let output = job.workshop.path.join("output");
         tracing::info!("compiling Kubernetes {} for {target:?}: this takes minutes", self.version);
         job.build(
             self.programs.iter().map(|path| format!("{TOP}/{path}")),
@@ -220,9 +209,7 @@ impl Recipe {
 /// One compilation.
 struct Job<'a> {
     recipe: &'a Recipe,
-    go: Go,
-    source: PathBuf,
-    scratch: PathBuf,
+    workshop: Workshop,
     target: Architecture,
 }
 
@@ -238,20 +225,23 @@ impl Job<'_> {
         let target = Some(self.target);
         let build =
             Build { packages: &packages, target, tags: &[], variables: &variables, overlay: Some(overlay), output };
-        self.go.build(&self.source, &build)
+        self.workshop.go.build(&self.workshop.source, &build)
     }
 
     /// Collects everything that the compiler shall see and the archive does not have.
-    fn overlay(&self, libraries: &Path) -> Result<PathBuf> {
+    fn overlay(&self) -> Result<PathBuf> {
         let mut overlay = Overlay::default();
-        let files = self.scratch.join("overlay");
+        let files = self.workshop.path.join("overlay");
         for edit in self.recipe.changes_for(self.target) {
             match edit {
                 Edit::Library { import_path, package } => overlay
-                    .replace_directory(&self.source.join("vendor").join(import_path), &libraries.join(import_path))
+                    .replace_directory(
+                        &self.workshop.source.join("vendor").join(import_path),
+                        &self.workshop.libraries.join(import_path),
+                    )
                     .with_context(|| format!("replacing the vendored {import_path} by package {package}"))?,
                 Edit::Line { file, from, to } => {
-                    let path = self.source.join(file);
+                    let path = self.workshop.source.join(file);
                     let text = fs::read_to_string(&path).with_context(|| format!("reading {file}"))?;
                     let text = replace_line(&text, from, to).with_context(|| format!("changing {file}"))?;
                     overlay.replace(path, write(&files.join(file), &text)?);
@@ -260,11 +250,11 @@ impl Job<'_> {
         }
         for (name, text) in self.recipe.ours {
             let file = format!("{OURS}/{name}/main.go");
-            overlay.replace(self.source.join(&file), write(&files.join(&file), text)?);
+            overlay.replace(self.workshop.source.join(&file), write(&files.join(&file), text)?);
         }
         let generated = "pkg/generated/openapi/zz_generated.openapi.go";
-        overlay.replace(self.source.join(generated), self.generate_openapi()?.join(generated));
-        let path = self.scratch.join("overlay.json");
+        overlay.replace(self.workshop.source.join(generated), self.generate_openapi()?.join(generated));
+        let path = self.workshop.path.join("overlay.json");
         overlay.write(&path)?;
         Ok(path)
     }
@@ -273,15 +263,15 @@ impl Job<'_> {
     /// does, and gives the directory that stands for the top of the source.
     fn generate_openapi(&self) -> Result<PathBuf> {
         tracing::info!("generating the OpenAPI definitions of Kubernetes {}", self.recipe.version);
-        let tools = self.scratch.join("tools");
+        let tools = self.workshop.path.join("tools");
         let generator = [format!("{TOP}/vendor/k8s.io/kube-openapi/cmd/openapi-gen")];
         let build =
             Build { packages: &generator, target: None, tags: &[], variables: &[], overlay: None, output: &tools };
-        self.go.build(&self.source, &build).context("compiling the OpenAPI generator")?;
+        self.workshop.go.build(&self.workshop.source, &build).context("compiling the OpenAPI generator")?;
 
         let inputs: Vec<_> = self.recipe.openapi.lines().map(|directory| format!("{TOP}/{directory}")).collect();
-        let generated = self.scratch.join("generated");
-        let report = self.scratch.join("openapi.report");
+        let generated = self.workshop.path.join("generated");
+        let report = self.workshop.path.join("openapi.report");
         let arguments = [
             "--logtostderr",
             "--input-dirs",
@@ -298,12 +288,15 @@ impl Job<'_> {
             path_text(&report)?,
         ];
         let openapi_gen = tools.join("openapi-gen");
-        self.go.run(&openapi_gen, &self.source, &arguments).context("generating OpenAPI definitions")?;
+        self.workshop
+            .go
+            .run(&openapi_gen, &self.workshop.source, &arguments)
+            .context("generating OpenAPI definitions")?;
 
         // The Makefile compares, too: the known violations of its rules cover every directory of the list, so a report
         // that equals them was made from all of them.
         let known = "api/api-rules/violation_exceptions.list";
-        let [found, wanted] = [report, self.source.join(known)]
+        let [found, wanted] = [report, self.workshop.source.join(known)]
             .map(|path| fs::read(&path).with_context(|| format!("reading OpenAPI rule violations {}", path.display())));
         if found? != wanted? {
             bail!("OpenAPI rule violations differ from {known}: some directory is missing, or one too many");
@@ -316,6 +309,7 @@ impl Job<'_> {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+    use crate::inputs::source::steps::apply_patches;
     use crate::tree::Entry;
 
     #[test]

@@ -3,13 +3,48 @@
 //! What recipes have in common: reading source packages, changing what the compiler sees, keeping what it made.
 
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
 
-use super::{Program, patch};
+use super::golang::Go;
+use super::workspace::{single_top, write_tree};
+use super::{LIBRARIES, Program, Trees, patch};
 use crate::store::Store;
 use crate::tree::{FileTree, Kind};
+
+/// A scratch directory of the store with everything unpacked in it; it goes away when this is dropped.
+pub(super) struct Workshop {
+    /// The directory. Absolute and without symbolic links: the toolchain compares paths by their text.
+    pub(super) path: PathBuf,
+    /// Libraries that came as packages, by import path.
+    pub(super) libraries: PathBuf,
+    /// The toolchain.
+    pub(super) go: Go,
+    /// The source, with the distribution's patches.
+    pub(super) source: PathBuf,
+    _scratch: TempDir,
+}
+
+impl Workshop {
+    /// Unpacks the packages, among them release `go` of Go, and the source of the import path `top`.
+    pub(super) fn open(store: &Store, trees: &Trees, go: &str, top: &str, jobs: NonZeroUsize) -> Result<Self> {
+        let scratch = tempfile::Builder::new()
+            .prefix("source-")
+            .tempdir_in(store.root().join("work"))
+            .context("creating a scratch directory in the store")?;
+        let path = scratch.path().canonicalize().context("finding the scratch directory")?;
+        let packages = path.join("packages");
+        write_tree(store, &trees.packages, "", &packages).context("writing the toolchain")?;
+        let go = Go::find(&packages, go, &path, jobs)?;
+        let source = go.source_dir(top);
+        write_tree(store, &trees.upstream, single_top(&trees.upstream), &source).context("writing the source")?;
+        apply_patches(store, &trees.packaging, &source)?;
+        Ok(Self { path, libraries: packages.join(LIBRARIES), go, source, _scratch: scratch })
+    }
+}
 
 /// Applies the patches of the distribution in the order of its series (dpkg-source(1), format "3.0 (quilt)").
 pub(super) fn apply_patches(store: &Store, packaging: &FileTree, source: &Path) -> Result<()> {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use profiles::node::NodeProfile;
+use profiles::render::KubeadmArgs;
 use sha2::{Digest, Sha256};
 
 use crate::files::{self, Owner};
@@ -39,8 +40,8 @@ pub struct NodePlan {
     pub profile: NodeProfile,
     /// All files, secrets included.
     pub files: Vec<PlannedFile>,
-    /// What `kubeadm init` gets beside its configuration.
-    pub kubeadm: Vec<String>,
+    /// What kubeadm gets beside its configuration.
+    pub kubeadm: KubeadmArgs,
     /// What the payload brings.
     pub payload: Payload,
     /// Digest of all of the above: the same digest means there is nothing new to do.
@@ -72,7 +73,7 @@ impl NodePlan {
 }
 
 /// Digest over everything a plan is made of.
-pub fn plan_digest(profile: &NodeProfile, files: &[PlannedFile], kubeadm: &[String], payload: &Payload) -> String {
+pub fn plan_digest(profile: &NodeProfile, files: &[PlannedFile], kubeadm: &KubeadmArgs, payload: &Payload) -> String {
     let mut hash = Sha256::new();
     hash.update(b"firstboot plan 1\n");
     hash.update(serde_json::to_vec(profile).unwrap_or_default());
@@ -146,8 +147,9 @@ mod tests {
         let profile = crate::testing::profile();
         let file =
             PlannedFile { path: "/etc/x".into(), mode: 0o644, owner: "root".into(), kind: Kind::File(b"1".to_vec()) };
-        let digest =
-            |file: &PlannedFile, payload: &Payload| plan_digest(&profile, std::slice::from_ref(file), &[], payload);
+        let digest = |file: &PlannedFile, payload: &Payload| {
+            plan_digest(&profile, std::slice::from_ref(file), &KubeadmArgs::default(), payload)
+        };
         let base = digest(&file, &Payload::default());
         assert_eq!(base, digest(&file, &Payload::default()));
         assert_ne!(base, digest(&PlannedFile { mode: 0o600, ..file.clone() }, &Payload::default()));

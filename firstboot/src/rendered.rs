@@ -109,7 +109,7 @@ mod tests {
         let lines: Vec<_> =
             plan.files.iter().map(|file| format!("{:04o} {:9} {}", file.mode, file.owner, file.path)).collect();
         insta::assert_snapshot!(lines.join("\n"));
-        assert_eq!(plan.kubeadm, ["--skip-phases=bootstrap-token,addon/coredns"]);
+        assert_eq!(plan.kubeadm.init, ["--skip-phases=bootstrap-token,addon/coredns"]);
     }
 
     #[test]

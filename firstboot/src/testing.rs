@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use profiles::node::NodeProfile;
+use profiles::render::KubeadmArgs;
 
 use crate::arp::{Interface, Mac};
 use crate::console::Console;
@@ -255,7 +256,7 @@ impl Lab {
         let plan = NodePlan {
             profile: profile(),
             files: Vec::new(),
-            kubeadm: vec!["--skip-phases=bootstrap-token".to_owned()],
+            kubeadm: KubeadmArgs { init: vec!["--skip-phases=bootstrap-token".to_owned()], ..KubeadmArgs::default() },
             payload: Payload::default(),
             digest: "plan".to_owned(),
         };

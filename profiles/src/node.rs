@@ -170,6 +170,12 @@ pub struct Kubernetes {
     pub dns: ClusterDns,
     /// How long kubeadm waits for the control plane, in seconds.
     pub control_plane_timeout_seconds: u32,
+    /// How often kubelet probes the control plane's pods, in seconds; `None`: as kubeadm has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe_period_seconds: Option<u32>,
+    /// Keys that kubeadm makes.
+    #[serde(default, skip_serializing_if = "EncryptionAlgorithm::is_default")]
+    pub encryption_algorithm: EncryptionAlgorithm,
     /// What the cluster file adds to the command lines.
     #[serde(default, skip_serializing_if = "ExtraArgs::is_empty")]
     pub extra_args: ExtraArgs,
@@ -205,6 +211,25 @@ pub enum ProxyMode {
     Ipvs,
     /// nftables, Kubernetes 1.31 and later.
     Nftables,
+}
+
+/// Keys that kubeadm makes, by the names of its v1beta4 format.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EncryptionAlgorithm {
+    /// kubeadm's default.
+    #[default]
+    #[serde(rename = "RSA-2048")]
+    Rsa2048,
+    /// ECDSA with curve P-256.
+    #[serde(rename = "ECDSA-P256")]
+    EcdsaP256,
+}
+
+impl EncryptionAlgorithm {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Cluster DNS add-on.

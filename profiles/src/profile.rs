@@ -64,6 +64,11 @@ impl Cluster {
                 dns: self.kubernetes.dns,
                 control_plane_timeout_seconds: u32::try_from(self.kubernetes.control_plane_timeout.as_secs())
                     .unwrap_or(u32::MAX),
+                probe_period_seconds: self
+                    .kubernetes
+                    .probe_period
+                    .map(|period| u32::try_from(period.as_secs()).unwrap_or(u32::MAX)),
+                encryption_algorithm: self.kubernetes.encryption_algorithm,
                 extra_args: ExtraArgs {
                     apiserver: self.kubernetes.apiserver_extra_args.clone(),
                     controller_manager: self.kubernetes.controller_manager_extra_args.clone(),

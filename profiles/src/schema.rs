@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-pub use crate::node::{Architecture, ClusterDns, NetworkPlugin, ProxyMode, Role};
+pub use crate::node::{Architecture, ClusterDns, EncryptionAlgorithm, NetworkPlugin, ProxyMode, Role};
 use crate::text;
 use crate::version::Version;
 
@@ -82,6 +82,13 @@ pub struct KubernetesSection {
     pub cert_sans: Vec<String>,
     /// Optional, default `"4m"`. How long kubeadm waits for the control plane; raise it for slow or emulated machines.
     pub control_plane_timeout: Duration,
+    /// Optional, default what kubeadm does (10 s, and every second whether the API server is ready). How often kubelet
+    /// asks the control plane's pods whether they are well. Raise it for slow or emulated machines: a pod that gives no
+    /// good answer eight times is killed.
+    pub probe_period: Option<Duration>,
+    /// Optional, default `"RSA-2048"`. Keys that kubeadm makes: `"RSA-2048"` or `"ECDSA-P256"`, which is faster to make and
+    /// to use, a lot so on emulated machines. The cluster's CAs are always ECDSA P-256.
+    pub encryption_algorithm: EncryptionAlgorithm,
     /// Optional, default none. Further arguments of kube-apiserver: `{ "event-ttl" = "2h" }`.
     pub apiserver_extra_args: BTreeMap<String, String>,
     /// Optional, default none. Further arguments of kube-controller-manager.

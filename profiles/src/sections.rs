@@ -13,9 +13,9 @@ use crate::decode::{
 };
 use crate::schema::{
     Architecture, CalicoSection, Cluster, ClusterDns, ClusterSection, ContainerdSection, DebInput, DiskSection,
-    Distribution, Encapsulation, EtcdSection, FileInput, Image, ImageArchiveInput, Input, KubernetesSection,
-    LoadBalancerSection, NetworkPlugin, NetworkSection, NodeSection, OsSection, PayloadSection, ProxyMode, Role,
-    RootfsInput, RpmInput, SourceInput, TarInput,
+    Distribution, Encapsulation, EncryptionAlgorithm, EtcdSection, FileInput, Image, ImageArchiveInput, Input,
+    KubernetesSection, LoadBalancerSection, NetworkPlugin, NetworkSection, NodeSection, OsSection, PayloadSection,
+    ProxyMode, Role, RootfsInput, RpmInput, SourceInput, TarInput,
 };
 use crate::version::Version;
 
@@ -51,6 +51,8 @@ fn kubernetes(t: &mut Table<'_, '_>) -> KubernetesSection {
     const PROXY_MODES: &[(&str, ProxyMode)] =
         &[("iptables", ProxyMode::Iptables), ("ipvs", ProxyMode::Ipvs), ("nftables", ProxyMode::Nftables)];
     const DNS: &[(&str, ClusterDns)] = &[("coredns", ClusterDns::Coredns), ("none", ClusterDns::None)];
+    const ALGORITHMS: &[(&str, EncryptionAlgorithm)] =
+        &[("RSA-2048", EncryptionAlgorithm::Rsa2048), ("ECDSA-P256", EncryptionAlgorithm::EcdsaP256)];
     KubernetesSection {
         version: t.required("version", full_version),
         image_repository: t.required("image_repository", word),
@@ -60,6 +62,8 @@ fn kubernetes(t: &mut Table<'_, '_>) -> KubernetesSection {
         apiserver_port: t.with_default("apiserver_port", 6443, integer(1..=65535)),
         cert_sans: t.with_default("cert_sans", vec![], array(word)),
         control_plane_timeout: t.with_default("control_plane_timeout", Duration::from_secs(240), duration),
+        probe_period: t.optional("probe_period", duration),
+        encryption_algorithm: t.optional("encryption_algorithm", choice(ALGORITHMS)).unwrap_or_default(),
         apiserver_extra_args: t.with_default("apiserver_extra_args", BTreeMap::new(), strings),
         controller_manager_extra_args: t.with_default("controller_manager_extra_args", BTreeMap::new(), strings),
         scheduler_extra_args: t.with_default("scheduler_extra_args", BTreeMap::new(), strings),

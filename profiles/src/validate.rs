@@ -131,6 +131,12 @@ fn kubernetes(c: &Cluster, d: &mut Decoder) {
         let what = "the control plane timeout is not a whole number of seconds, or longer than a day";
         d.report(&["kubernetes.control_plane_timeout"], what, "", "write it like \"15m\"");
     }
+    if let Some(period) = k.probe_period
+        && (period.subsec_millis() != 0 || !(1..=300).contains(&period.as_secs()))
+    {
+        let what = format!("the probe period {period:?} is not a whole number of seconds from 1 to 300");
+        d.report(&["kubernetes.probe_period"], what, "kubelet counts in seconds", "write it like \"30s\"");
+    }
     if tag(&k.pause_image).is_none() {
         let what = format!("the pause image \"{}\" has no tag", k.pause_image);
         d.report(&["kubernetes.pause_image"], what, "", "write it like \"k8s.gcr.io/pause:3.2\"");

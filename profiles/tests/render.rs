@@ -9,7 +9,7 @@ mod whole;
 use std::collections::BTreeMap;
 
 use profiles::Cluster;
-use profiles::node::{ClusterDns, LoadBalancer, NetworkPlugin, NodeProfile};
+use profiles::node::{ClusterDns, EncryptionAlgorithm, LoadBalancer, NetworkPlugin, NodeProfile};
 use profiles::render::{self, Content};
 
 const ID: &str = "0123456789abcdef0123456789abcdef";
@@ -45,7 +45,7 @@ fn whole(profile: &NodeProfile) -> String {
         + &format!(
             "=== kubeadm init {}
 ",
-            render::kubeadm_args(profile).unwrap().join(" ")
+            render::kubeadm_args(profile).unwrap().init.join(" ")
         )
 }
 
@@ -111,12 +111,65 @@ fn only_those_that_may_join_get_what_it_takes() {
 
 #[test]
 fn kubeadm_is_told_to_skip_what_nobody_needs() {
-    let args = |version: &str| render::kubeadm_args(&with_version(lab(), version)).unwrap();
+    let args = |version: &str| {
+        let mut profile = with_version(lab(), version);
+        profile.kubernetes.probe_period_seconds = None;
+        render::kubeadm_args(&profile).unwrap().init
+    };
     assert_eq!(args("1.20.2"), ["--skip-phases=bootstrap-token,addon/coredns"]);
     // On the command line it would replace what the file says.
     assert!(args("1.22.0").is_empty() && args("1.32.1").is_empty());
-    let with_dns = |version| render::kubeadm_args(&with_version(ha("master1"), version)).unwrap();
+    let with_dns = |version| render::kubeadm_args(&with_version(ha("master1"), version)).unwrap().init;
     assert_eq!(with_dns("1.20.2"), ["--skip-phases=bootstrap-token"]);
+}
+
+#[test]
+fn slow_machines_probe_less_often() {
+    let slow = |version: &str| {
+        let mut profile = with_version(ha("master1"), version);
+        profile.kubernetes.probe_period_seconds = Some(30);
+        profile
+    };
+    let patch = |profile: &NodeProfile, pod: &str| {
+        rendered(profile).remove(&format!("/etc/kubernetes/patches/{pod}+strategic.yaml")).unwrap()
+    };
+    insta::assert_snapshot!(patch(&slow("1.20.2"), "kube-apiserver"));
+    assert!(!patch(&slow("1.19.0"), "kube-apiserver").contains("readinessProbe"), "it has none to change");
+    assert!(!patch(&slow("1.20.2"), "kube-scheduler").contains("readinessProbe"), "it has none to change");
+
+    let args = render::kubeadm_args(&slow("1.20.2")).unwrap();
+    assert_eq!(args.join, ["--experimental-patches=/etc/kubernetes/patches"]);
+    assert_eq!(args.init, [args.join[0].as_str(), "--skip-phases=bootstrap-token"]);
+    assert_eq!(render::kubeadm_args(&slow("1.32.1")).unwrap(), render::KubeadmArgs::default());
+    let init = |version| kubeadm(&slow(version));
+    assert!(!init("1.20.2").contains("patches"));
+    for version in ["1.22.0", "1.32.1"] {
+        assert!(init(version).contains("patches:\n  directory: /etc/kubernetes/patches\n"));
+        let join = rendered(&slow(version)).remove(render::KUBEADM_JOIN_CONFIG).unwrap();
+        assert!(join.contains("directory: /etc/kubernetes/patches\n"));
+    }
+    let mut worker = ha("node1");
+    worker.kubernetes.probe_period_seconds = Some(30);
+    assert!(rendered(&worker).keys().all(|path| !path.contains("patches")), "a worker has no such pods");
+    assert_eq!(render::kubeadm_args(&worker).unwrap().join, Vec::<String>::new());
+}
+
+#[test]
+fn keys_of_kubeadm_in_every_format() {
+    let with = |version| {
+        let mut profile = with_version(ha("master1"), version);
+        profile.kubernetes.encryption_algorithm = EncryptionAlgorithm::EcdsaP256;
+        kubeadm(&profile)
+    };
+    for version in ["1.20.2", "1.22.0"] {
+        assert!(with(version).contains("featureGates:\n  PublicKeysECDSA: true\n"));
+        assert!(!with(version).contains("encryptionAlgorithm"));
+    }
+    assert!(
+        with("1.32.1").contains("encryptionAlgorithm: ECDSA-P256\n") && !with("1.32.1").contains("PublicKeysECDSA")
+    );
+    let plain = kubeadm(&ha("master1"));
+    assert!(!plain.contains("PublicKeysECDSA") && !plain.contains("encryptionAlgorithm"));
 }
 
 #[test]

@@ -61,7 +61,7 @@ fn seven_machines_form_one_cluster(cluster: &mut TestCluster, random: &mut Rando
     random.shuffle(&mut groups);
     let longest = match Accelerator::detect() {
         Accelerator::Kvm => Duration::from_secs(10),
-        Accelerator::Tcg => Duration::from_secs(60),
+        Accelerator::Tcg => Duration::from_secs(120),
     };
     cluster.switch_on_at_random(&groups, random, longest);
     cluster.wait_converged(&everybody(), CONVERGE, Failures::Refused);
@@ -201,12 +201,12 @@ fn gap(cluster: &mut TestCluster, what: &str, act: impl FnOnce(&mut TestCluster)
     gap
 }
 
-/// The checks run every 10 s in this cluster file, three of them have to fail, and the others wait three adverts; the rest is
+/// The checks run every 20 s in this cluster file, three of them have to fail, and the others wait three adverts; the rest is
 /// for machines that share processors.
 fn longest_failover() -> f64 {
     match Accelerator::detect() {
-        Accelerator::Kvm => 60.0,
-        Accelerator::Tcg => 120.0,
+        Accelerator::Kvm => 100.0,
+        Accelerator::Tcg => 180.0,
     }
 }
 

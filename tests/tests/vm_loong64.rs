@@ -20,6 +20,7 @@ const CONVERGE: Duration = Duration::from_secs(60);
 const BOOT: Duration = Duration::from_secs(60);
 
 const CLUSTER: &str = "lab-loong64";
+const VIP: &str = "10.0.2.20";
 
 #[test]
 fn booted_lab_loong64_etcd_1_converges() {
@@ -66,6 +67,7 @@ fn booted_lab_loong64_master_1_runs_a_pod() {
     println!("all converged {} s after the first power on", begun.elapsed().as_secs());
     let master = cluster.vm("master-1");
     nodes_are_ready(master, &["master-1"]);
+    holds_the_virtual_address(master);
     let image = busybox(master);
     let address = web_pod(master, "web", "master-1", &image);
     let service = service(master, "web");
@@ -74,6 +76,14 @@ fn booted_lab_loong64_master_1_runs_a_pod() {
     pod_reaches(master, "web", &service, 80, "web");
     println!("a pod answers {} s after the first power on", begun.elapsed().as_secs());
     health(master, &[0, 1]);
+}
+
+/// keepalived has it, and haproxy leads from it to the API server.
+fn holds_the_virtual_address(master: &mut Vm) {
+    let addresses = master.output("ip -4 -o address show dev eth0", COMMAND);
+    assert!(addresses.contains(&format!(" {VIP}/")), "{addresses}");
+    let ready = master.output(&format!("curl --silent --fail --insecure https://{VIP}:8443/readyz"), COMMAND);
+    assert_eq!(ready.trim(), "ok");
 }
 
 /// Runs `etcdctl` on the member with the certificate that it shows to its peers. After a boot, etcd may not be there yet when

@@ -131,6 +131,8 @@ mod tests {
             apiserver_port: 6443,
             cert_sans: Vec::new(),
             control_plane_timeout: Duration::from_secs(240),
+            probe_period: None,
+            encryption_algorithm: profiles::node::EncryptionAlgorithm::default(),
             apiserver_extra_args: BTreeMap::new(),
             controller_manager_extra_args: BTreeMap::new(),
             scheduler_extra_args: BTreeMap::new(),

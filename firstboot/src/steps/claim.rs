@@ -38,6 +38,8 @@ pub(super) struct Seen {
     pub(super) init: Option<Key>,
     /// Whose `kubeadm init` ended well.
     pub(super) initialised: Option<Key>,
+    /// Whose turn it is to join.
+    pub(super) join: Option<Key>,
 }
 
 /// `etcdctl -w json`: a transaction's answer. Keys and values are base64; what is zero or empty is left out.
@@ -158,6 +160,7 @@ pub(super) fn look(cx: &Cx<'_>) -> Result<Poll<Seen>> {
             Some("cluster") => seen.cluster = Some(key),
             Some("init") => seen.init = Some(key),
             Some("initialised") => seen.initialised = Some(key),
+            Some("join") => seen.join = Some(key),
             Some(_) => {} // of a later imgbuild
             None => return Err(foreign(id, &format!("{name} = {}", key.value)).into()),
         }
@@ -184,8 +187,40 @@ pub(super) struct Claim {
     before: Option<Key>,
 }
 
-/// Claims the turn, if nothing changed since `seen`. An older claim of this node is taken over.
+/// Claims the turn to initialise, if nothing changed since `seen`. An older claim of this node is taken over.
 pub(super) fn claim(cx: &Cx<'_>, seen: &Seen) -> Result<Poll<Claim>> {
+    let unchanged = [("cluster", &seen.cluster), ("init", &seen.init), ("initialised", &seen.initialised)];
+    let keeper = match hold(cx, "init", &unchanged, seen.cluster.is_none())? {
+        Poll::Ready(keeper) => keeper,
+        Poll::Pending(why) => return Ok(Poll::Pending(why)),
+    };
+    Ok(Poll::Ready(Claim { keeper, lost: false, before: seen.initialised.clone() }))
+}
+
+/// This node's turn to join, as long as this lives.
+pub(super) struct JoinTurn {
+    _keeper: Box<dyn Background>,
+}
+
+/// Takes the turn to join, if nobody else has taken it since `seen`.
+pub(super) fn take_turn(cx: &Cx<'_>, seen: &Seen) -> Result<Poll<JoinTurn>> {
+    Ok(match hold(cx, "join", &[("join", &seen.join)], false)? {
+        Poll::Ready(keeper) => Poll::Ready(JoinTurn { _keeper: keeper }),
+        Poll::Pending(why) => Poll::Pending(why),
+    })
+}
+
+impl JoinTurn {
+    /// Lets the next one join. Without an answer from etcd, the turn ends with its lease.
+    pub(super) fn end(self, cx: &Cx<'_>) -> Result<()> {
+        let key = format!("{}join", prefix(&cx.profile().cluster.id));
+        let mine = format!("value(\"{key}\") = \"{}\"", cx.profile().node.name);
+        transaction(cx, &[mine], &[format!("del \"{key}\"")], &[]).map(|_| ())
+    }
+}
+
+/// Puts this node's name at `name` with a lease, and keeps it alive, if all of `unchanged` is as it was seen.
+fn hold(cx: &Cx<'_>, name: &str, unchanged: &[(&str, &Option<Key>)], first: bool) -> Result<Poll<Box<dyn Background>>> {
     let granted = etcdctl(cx, &["lease", "grant", &LEASE_SECONDS.to_string()], None)?;
     if !granted.success() {
         return Ok(Poll::Pending(silent(cx, &granted)?));
@@ -193,15 +228,14 @@ pub(super) fn claim(cx: &Cx<'_>, seen: &Seen) -> Result<Poll<Claim>> {
     let lease: Lease = serde_json::from_str(&granted.stdout).context("understanding `etcdctl lease grant`")?;
     let lease = format!("{:x}", lease.id);
     let (prefix, me) = (prefix(&cx.profile().cluster.id), &cx.profile().node.name);
-    let as_seen = |name: &str, key: &Option<Key>| match key {
+    let as_seen = |(name, key): &(&str, &Option<Key>)| match key {
         Some(key) => format!("mod(\"{prefix}{name}\") = \"{}\"", key.revision),
         None => format!("create(\"{prefix}{name}\") = \"0\""),
     };
-    let compares =
-        [as_seen("cluster", &seen.cluster), as_seen("init", &seen.init), as_seen("initialised", &seen.initialised)];
+    let compares: Vec<String> = unchanged.iter().map(as_seen).collect();
     // A key that is put again with another lease leaves the old one: an older claim's end does not end this one.
-    let mut puts = vec![format!("put --lease={lease} \"{prefix}init\" \"{me}\"")];
-    if seen.cluster.is_none() {
+    let mut puts = vec![format!("put --lease={lease} \"{prefix}{name}\" \"{me}\"")];
+    if first {
         puts.push(format!("put \"{prefix}cluster\" \"{me}\""));
     }
     match transaction(cx, &compares, &puts, &[])? {
@@ -212,8 +246,8 @@ pub(super) fn claim(cx: &Cx<'_>, seen: &Seen) -> Result<Poll<Claim>> {
     let profile = cx.profile();
     let keep = etcdctl::command(profile, &etcdctl::endpoints(profile), ["lease", "keep-alive", &lease]);
     let keeper = cx.runner.start(&keep)?;
-    cx.log(&format!("claimed {prefix}init with lease {lease}"));
-    Ok(Poll::Ready(Claim { keeper, lost: false, before: seen.initialised.clone() }))
+    cx.log(&format!("claimed {prefix}{name} with lease {lease}"));
+    Ok(Poll::Ready(keeper))
 }
 
 impl Claim {
@@ -360,6 +394,16 @@ mod tests {
         assert!(leases.unwrap().success());
         let error = second.finish(&cx2).unwrap_err();
         assert_eq!(error.to_string(), "the claim was lost before the cluster was initialised");
+        // One at a time joins.
+        let Poll::Ready(turn) = take_turn(&cx, &see(&cx)).unwrap() else { panic!("no turn") };
+        assert_eq!(see(&cx2).join.unwrap().value, "master-1");
+        assert!(matches!(take_turn(&cx2, &done).unwrap(), Poll::Pending(why) if why == "another master was faster"));
+        turn.end(&cx).unwrap();
+        assert_eq!(see(&cx2).join, None);
+        // Who stood still for longer than its lease takes another one.
+        let late = [format!("put --lease=7b \"{}join\" \"master-1\"", prefix(&cx.profile().cluster.id))];
+        let Poll::Pending(why) = transaction(&cx, &[], &late, &[]).unwrap() else { panic!("a lease out of nothing") };
+        assert!(why.contains("requested lease not found"), "{why}");
         // Other people's data is refused.
         let put = |key: &str| {
             let command = etcd.plain(&Command::new("etcdctl", ["put", key, "cp-1"]));

@@ -4,13 +4,14 @@
 //! Which of the two is decided in etcd (claim.rs), not by the order of the cluster file: whoever claims first
 //! initialises, and a master that finds the cluster initialised joins, whatever its name.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Result;
 use profiles::node::Role;
 use profiles::render::KUBEADM_CONFIG;
 
-use super::claim::{self, Claim, Key};
+use super::claim::{self, Claim, JoinTurn, Key, Seen};
 use super::kubeadm::{self, kubectl, last_line};
 use super::{CONTROL_PLANE, PEERS, join, manifests};
 use crate::context::{Cx, Poll, STATE_DIR};
@@ -60,12 +61,18 @@ impl Step for ControlPlane {
         }
         match turn(cx)? {
             Turn::Init(claim) => init(cx, claim),
-            Turn::Join => join::join(cx),
+            Turn::Join(turn) => {
+                let joined = join::join(cx).and_then(|()| wait_for_own_api(cx));
+                if let Some(turn) = turn {
+                    turn.end(cx)?;
+                }
+                joined
+            }
         }
     }
 
     fn verify(&self, cx: &Cx<'_>) -> Result<()> {
-        wait_for_api(cx)
+        wait_for_own_api(cx)
     }
 
     fn fingerprint(&self, cx: &Cx<'_>) -> String {
@@ -75,7 +82,8 @@ impl Step for ControlPlane {
 
 enum Turn {
     Init(Claim),
-    Join,
+    /// Without a turn of its own where somebody else takes too long over theirs.
+    Join(Option<JoinTurn>),
 }
 
 /// Waits until it is clear what this master does.
@@ -83,6 +91,7 @@ fn turn(cx: &Cx<'_>) -> Result<Turn> {
     let me = &cx.profile().node.name;
     let sole = cx.profile().peers.iter().filter(|peer| peer.roles.contains(&Role::Master)).count() == 1;
     let mut silence: Option<(Duration, Key)> = None;
+    let mut turns = Turns { since: None };
     let hint = "look at the consoles of the etcd members and of the other masters";
     cx.wait_for("the control plane to form", PEERS, Duration::from_secs(3), hint, || {
         let seen = match claim::look(cx)? {
@@ -109,7 +118,7 @@ fn turn(cx: &Cx<'_>) -> Result<Turn> {
             )),
             Some(done) => {
                 let why = match join::api(cx)? {
-                    Poll::Ready(()) => return Ok(Poll::Ready(Turn::Join)),
+                    Poll::Ready(()) => return turns.next(cx, &seen),
                     Poll::Pending(why) => why,
                 };
                 let now = cx.host.uptime();
@@ -143,12 +152,47 @@ fn turn(cx: &Cx<'_>) -> Result<Turn> {
     })
 }
 
+/// Masters join one after the other: each brings an API server, whose start takes all a slow machine has, to a cluster
+/// that may have no more than one to ask. This is courtesy and no lock: nobody waits for ever for one who hangs.
+struct Turns {
+    /// Whose turn it is, and since when we see that.
+    since: Option<(Duration, Key)>,
+}
+
+impl Turns {
+    fn next(&mut self, cx: &Cx<'_>, seen: &Seen) -> Result<Poll<Turn>> {
+        let profile = cx.profile();
+        let Some(other) = seen.join.as_ref().filter(|join| join.value != profile.node.name) else {
+            self.since = None;
+            return Ok(match claim::take_turn(cx, seen)? {
+                Poll::Ready(turn) => Poll::Ready(Turn::Join(Some(turn))),
+                Poll::Pending(why) => Poll::Pending(why),
+            });
+        };
+        let now = cx.host.uptime();
+        let since = match &self.since {
+            Some((since, key)) if key == other => *since,
+            _ => now,
+        };
+        self.since = Some((since, other.clone()));
+        if now.saturating_sub(since) < patience(cx) {
+            return Ok(Poll::Pending(format!("{} is joining", other.value)));
+        }
+        cx.say(&format!(
+            "{} has been joining for {} minutes: going on beside it",
+            other.value,
+            patience(cx).as_secs() / 60
+        ));
+        Ok(Poll::Ready(Turn::Join(None)))
+    }
+}
+
 /// `kubeadm init`, and the record that it ended well.
 fn init(cx: &Cx<'_>, mut claim: Claim) -> Result<()> {
     cx.say("this node initialises the cluster");
     let args = ["init".to_owned(), format!("--config={KUBEADM_CONFIG}")];
-    kubeadm::run(cx, args.into_iter().chain(cx.plan.kubeadm.iter().cloned()), || claim.watch(cx))?;
-    wait_for_api(cx)?;
+    kubeadm::run(cx, args.into_iter().chain(cx.plan.kubeadm.init.iter().cloned()), || claim.watch(cx))?;
+    wait_for_own_api(cx)?;
     // Others need it to join, and must not depend on this node's later steps.
     manifests::allow_certificate_rotation(cx)?;
     // The record must never be there before what it speaks of is on the disk.
@@ -156,11 +200,19 @@ fn init(cx: &Cx<'_>, mut claim: Claim) -> Result<()> {
     claim.finish(cx)
 }
 
-fn wait_for_api(cx: &Cx<'_>) -> Result<()> {
+/// How long an API server may take to start.
+fn patience(cx: &Cx<'_>) -> Duration {
+    Duration::from_secs(u64::from(cx.profile().kubernetes.control_plane_timeout_seconds).max(180))
+}
+
+/// This node's own API server, not the one that the load balancer picks.
+fn wait_for_own_api(cx: &Cx<'_>) -> Result<()> {
+    let profile = cx.profile();
+    let server = SocketAddr::new(profile.node.address.addr(), profile.kubernetes.apiserver_port);
+    let server = format!("--server=https://{server}");
     let hint = "look at `crictl ps -a` and `journalctl -u kubelet`";
-    let patience = Duration::from_secs(u64::from(cx.profile().kubernetes.control_plane_timeout_seconds).max(180));
-    cx.wait_for("the API server to answer", patience, Duration::from_secs(1), hint, || {
-        let output = cx.try_run(&kubectl(&["get", "--raw", "/healthz"]))?;
+    cx.wait_for("the API server of this node to answer", patience(cx), Duration::from_secs(1), hint, || {
+        let output = cx.try_run(&kubectl(&[&server, "get", "--raw", "/readyz"]))?;
         Ok(if output.success() { Poll::Ready(()) } else { Poll::Pending(last_line(&output.stderr_tail)) })
     })
 }
@@ -206,7 +258,7 @@ mod tests {
     #[test]
     fn runs_once_and_shows_phases_without_tokens() {
         let (mut lab, etcd) = lab();
-        lab.plan.kubeadm.push("--ignore-preflight-errors=ImagePull".into());
+        lab.plan.kubeadm.init.push("--ignore-preflight-errors=ImagePull".into());
         let said = "[init] Using Kubernetes version: v1.20.2\n[certs] a\n[certs] b\n\
                     kubeadm join --token k3pqzv.0123456789abcdex\n";
         lab.runner.answer("kubeadm init", 0, said, "");
@@ -363,6 +415,48 @@ mod tests {
         run(&lab).unwrap();
         assert_eq!(kubeadm_runs(&lab), ["kubeadm join --config=/etc/kubernetes/kubeadm-join.yaml"]);
         insta::assert_snapshot!(lab.console_lines().join("\n"));
+    }
+
+    /// Another master's turn to join, which ends after `answers` answers of etcd, or never.
+    fn while_another_joins(answers: Option<u32>) -> (Lab, SharedEtcd) {
+        let (mut lab, etcd) = lab();
+        of_two(&mut lab);
+        for name in ["cluster", "initialised", "join"] {
+            etcd.lock().unwrap().put(&key(&lab, name), "master-2", 0);
+        }
+        let (join, asked, mut left) = (key(&lab, "join"), etcd.clone(), answers);
+        lab.runner.on_fed("etcdctl ", move |line, fed| {
+            let mut etcd = asked.lock().unwrap();
+            left = left.and_then(|left| left.checked_sub(1));
+            if left == Some(0) {
+                etcd.run("etcdctl --endpoints=x txn -w json", format!("\ndel \"{join}\"\n\n\n").as_bytes());
+            }
+            etcd.run(line, fed)
+        });
+        let missing = "Error from server (NotFound): nodes \"master-1\" not found";
+        let get = "kubectl --kubeconfig=/etc/kubernetes/discovery.conf --request-timeout=30s get node";
+        lab.runner.answer(get, 1, "", missing);
+        (lab, etcd)
+    }
+
+    #[test]
+    fn masters_join_one_after_the_other() {
+        let (lab, etcd) = while_another_joins(Some(4));
+        run(&lab).unwrap();
+        assert_eq!(kubeadm_runs(&lab), ["kubeadm join --config=/etc/kubernetes/kubeadm-join.yaml"]);
+        let lines = lab.console_lines();
+        assert!(lines.iter().any(|line| line.contains("(master-2 is joining)")), "{lines:?}");
+        assert_eq!(etcd.lock().unwrap().value(&key(&lab, "join")), None, "the turn is given back");
+    }
+
+    #[test]
+    fn nobody_waits_for_ever_for_a_master_that_hangs_in_its_turn() {
+        let (lab, etcd) = while_another_joins(None);
+        run(&lab).unwrap();
+        assert_eq!(kubeadm_runs(&lab), ["kubeadm join --config=/etc/kubernetes/kubeadm-join.yaml"]);
+        let slept = lab.host.slept().as_secs();
+        assert!((900..960).contains(&slept), "{slept}");
+        assert_eq!(etcd.lock().unwrap().value(&key(&lab, "join")).as_deref(), Some("master-2"), "it is not ours");
     }
 
     #[test]

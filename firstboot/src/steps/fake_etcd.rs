@@ -81,10 +81,18 @@ impl FakeEtcd {
         if !line.ends_with(" txn -w json") {
             return Output::default();
         }
-        answer(0, self.transaction(std::str::from_utf8(fed).unwrap()))
+        match self.transaction(std::str::from_utf8(fed).unwrap()) {
+            Some(done) => answer(0, done),
+            None => Output {
+                status: 1,
+                stderr_tail: "Error: etcdserver: requested lease not found".into(),
+                ..Output::default()
+            },
+        }
     }
 
-    fn transaction(&mut self, text: &str) -> Value {
+    /// `None`, and nothing is done, if it puts a key with a lease that is over.
+    fn transaction(&mut self, text: &str) -> Option<Value> {
         let mut sections = vec![Vec::new()];
         for line in text.lines() {
             if line.is_empty() {
@@ -96,6 +104,9 @@ impl FakeEtcd {
         assert!(sections.len() == 4 && sections[3].is_empty(), "three sections, each ended by an empty line: {text:?}");
         let succeeded = sections[0].iter().all(|compare| self.compare(compare));
         let operations = if succeeded { &sections[1] } else { &sections[2] };
+        if operations.iter().filter_map(|operation| lease(operation)).any(|lease| !self.leases.contains_key(&lease)) {
+            return None;
+        }
         let responses: Vec<_> =
             operations.iter().map(|operation| json!({"Response": self.operate(operation)})).collect();
         let mut answer = json!({"header": {"revision": self.revision}});
@@ -106,7 +117,7 @@ impl FakeEtcd {
         if !responses.is_empty() {
             answer["responses"] = responses.into();
         }
-        answer
+        Some(answer)
     }
 
     fn compare(&self, text: &str) -> bool {
@@ -125,10 +136,8 @@ impl FakeEtcd {
     fn operate(&mut self, text: &str) -> Value {
         let words: Vec<_> = text.split(' ').map(|word| word.trim_matches('"')).collect();
         match words.as_slice() {
-            ["put", lease, key, value] => {
-                let lease = i64::from_str_radix(lease.strip_prefix("--lease=").unwrap(), 16).unwrap();
-                assert!(self.leases.contains_key(&lease), "requested lease not found");
-                self.put(key, value, lease);
+            ["put", _, key, value] => {
+                self.put(key, value, lease(text).unwrap());
                 json!({"ResponsePut": {}})
             }
             ["put", key, value] => {
@@ -211,4 +220,10 @@ pub fn attach(lab: &Lab, etcd: &SharedEtcd) {
     let (asked, kept) = (etcd.clone(), etcd.clone());
     lab.runner.on_fed("etcdctl", move |line, fed| asked.lock().unwrap().run(line, fed));
     *lab.runner.start.borrow_mut() = Some(Box::new(move |line| keep_alive(&kept, line)));
+}
+
+/// The lease of `put --lease=HEX "key" "value"`.
+fn lease(operation: &str) -> Option<i64> {
+    let (hex, _) = operation.strip_prefix("put --lease=")?.split_once(' ')?;
+    Some(i64::from_str_radix(hex, 16).unwrap())
 }

@@ -65,7 +65,8 @@ impl Step for Join {
 pub(super) fn join(cx: &Cx<'_>) -> Result<()> {
     wait_for_the_name(cx)?;
     cx.say("this node joins the cluster");
-    kubeadm::run(cx, ["join".to_owned(), format!("--config={KUBEADM_JOIN_CONFIG}")], || {})
+    let args = ["join".to_owned(), format!("--config={KUBEADM_JOIN_CONFIG}")];
+    kubeadm::run(cx, args.into_iter().chain(cx.plan.kubeadm.join.iter().cloned()), || {})
 }
 
 fn endpoint<'a>(cx: &'a Cx<'_>) -> &'a str {

@@ -127,7 +127,7 @@ fn cpus(cx: &Cx<'_>) -> Vec<Finding> {
 }
 
 fn ignored(cx: &Cx<'_>, name: &str) -> bool {
-    let lists = cx.plan.kubeadm.iter().filter_map(|arg| arg.strip_prefix("--ignore-preflight-errors="));
+    let lists = cx.plan.kubeadm.init.iter().filter_map(|arg| arg.strip_prefix("--ignore-preflight-errors="));
     lists.flat_map(|list| list.split(',')).any(|ignored| ignored.eq_ignore_ascii_case(name))
 }
 

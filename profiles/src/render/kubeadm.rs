@@ -8,10 +8,10 @@ use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
 use super::{
-    CONTAINERD_SOCKET, Context, DISCOVERY_CONFIG, KUBEADM_CONFIG, KUBEADM_JOIN_CONFIG, NodeFile, RenderError,
-    VOLUME_PLUGINS, etcd, kube_proxy, kubelet, text,
+    CONTAINERD_SOCKET, Context, DISCOVERY_CONFIG, KUBEADM_CONFIG, KUBEADM_JOIN_CONFIG, KUBEADM_PATCHES, KubeadmArgs,
+    NodeFile, RenderError, VOLUME_PLUGINS, etcd, kube_proxy, kubelet, probes, text,
 };
-use crate::node::{ClusterDns, LoadBalancer, NetworkPlugin, Role};
+use crate::node::{ClusterDns, EncryptionAlgorithm, LoadBalancer, NetworkPlugin, Role};
 use crate::version::KubeadmApi;
 use crate::yaml;
 
@@ -27,6 +27,9 @@ struct InitConfiguration {
     /// Since v1beta3.
     #[serde(skip_serializing_if = "Option::is_none")]
     skip_phases: Option<Vec<&'static str>>,
+    /// Since v1beta3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patches: Option<Patches>,
     /// Since v1beta4.
     #[serde(skip_serializing_if = "Option::is_none")]
     timeouts: Option<Timeouts>,
@@ -42,9 +45,18 @@ struct JoinConfiguration {
     /// Masters alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     control_plane: Option<JoinControlPlane>,
+    /// Masters alone, since v1beta3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patches: Option<Patches>,
     /// Since v1beta4.
     #[serde(skip_serializing_if = "Option::is_none")]
     timeouts: Option<JoinTimeouts>,
+}
+
+/// Changes to the control plane's pods.
+#[derive(Serialize)]
+struct Patches {
+    directory: &'static str,
 }
 
 #[derive(Serialize)]
@@ -134,6 +146,18 @@ struct ClusterConfiguration {
     controller_manager: Component,
     #[serde(skip_serializing_if = "Option::is_none")]
     scheduler: Option<Component>,
+    /// Until v1beta3, and only to have ECDSA.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    feature_gates: Option<FeatureGates>,
+    /// Since v1beta4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encryption_algorithm: Option<EncryptionAlgorithm>,
+}
+
+#[derive(Serialize)]
+struct FeatureGates {
+    #[serde(rename = "PublicKeysECDSA")]
+    public_keys_ecdsa: bool,
 }
 
 #[derive(Serialize)]
@@ -222,12 +246,21 @@ pub(super) fn join_file(c: &Context<'_>) -> Result<NodeFile, RenderError> {
     Ok(text(KUBEADM_JOIN_CONFIG, yaml::to_string(&join(c)).map_err(RenderError::yaml(KUBEADM_JOIN_CONFIG))?))
 }
 
-pub(super) fn args(c: &Context<'_>) -> Vec<String> {
+pub(super) fn args(c: &Context<'_>) -> KubeadmArgs {
     match c.kubernetes.kubeadm_api() {
-        KubeadmApi::V1Beta2 => vec![format!("--skip-phases={}", skip_phases(c).join(","))],
+        KubeadmApi::V1Beta2 => {
+            let patches = probes::are_patched(c).then(|| format!("--experimental-patches={KUBEADM_PATCHES}"));
+            let skip = format!("--skip-phases={}", skip_phases(c).join(","));
+            KubeadmArgs { init: patches.iter().cloned().chain([skip]).collect(), join: patches.into_iter().collect() }
+        }
         // On the command line the option would replace the list of the file.
-        KubeadmApi::V1Beta3 | KubeadmApi::V1Beta4 => vec![],
+        KubeadmApi::V1Beta3 | KubeadmApi::V1Beta4 => KubeadmArgs::default(),
     }
+}
+
+fn patches(c: &Context<'_>) -> Option<Patches> {
+    let in_file = c.kubernetes.kubeadm_api() != KubeadmApi::V1Beta2;
+    (in_file && probes::are_patched(c)).then_some(Patches { directory: KUBEADM_PATCHES })
 }
 
 /// The phase `bootstrap-token` makes a token that nobody needs here: nodes join with what their seed carries. The one
@@ -317,6 +350,7 @@ fn init(c: &Context<'_>) -> InitConfiguration {
         local_api_endpoint: local_api_endpoint(c),
         node_registration: node_registration(c),
         skip_phases: (api != KubeadmApi::V1Beta2).then(|| skip_phases(c)),
+        patches: patches(c),
         timeouts: (api == KubeadmApi::V1Beta4).then(|| timeouts(c)),
     }
 }
@@ -336,6 +370,7 @@ fn join(c: &Context<'_>) -> JoinConfiguration {
             .profile
             .has(Role::Master)
             .then(|| JoinControlPlane { local_api_endpoint: local_api_endpoint(c) }),
+        patches: c.profile.has(Role::Master).then(|| patches(c)).flatten(),
         timeouts: in_timeouts.then(|| JoinTimeouts {
             common: timeouts(c),
             discovery: join_timeout(c),
@@ -346,6 +381,7 @@ fn join(c: &Context<'_>) -> JoinConfiguration {
 
 fn cluster(c: &Context<'_>) -> ClusterConfiguration {
     let (api, k, network) = (c.kubernetes.kubeadm_api(), &c.profile.kubernetes, &c.profile.network);
+    let ecdsa = k.encryption_algorithm == EncryptionAlgorithm::EcdsaP256;
     let mut manager_args = BTreeMap::from([("flex-volume-plugin-dir", VOLUME_PLUGINS.to_owned())]);
     if network.plugin == NetworkPlugin::Bridge {
         // Each node's pod subnet is decided by the cluster file; a second opinion in Node objects would only mislead.
@@ -382,6 +418,8 @@ fn cluster(c: &Context<'_>) -> ClusterConfiguration {
         controller_manager: Component { extra_args: Args::new(api, manager_args, &k.extra_args.controller_manager) },
         scheduler: (!k.extra_args.scheduler.is_empty())
             .then(|| Component { extra_args: Args::new(api, BTreeMap::new(), &k.extra_args.scheduler) }),
+        feature_gates: (ecdsa && api != KubeadmApi::V1Beta4).then_some(FeatureGates { public_keys_ecdsa: true }),
+        encryption_algorithm: (ecdsa && api == KubeadmApi::V1Beta4).then_some(k.encryption_algorithm),
     }
 }
 

@@ -12,6 +12,7 @@ mod kubelet;
 mod load_balancer;
 mod masquerade;
 mod network;
+mod probes;
 mod routes;
 mod system;
 
@@ -30,6 +31,8 @@ pub const PAYLOAD_BIN: &str = "/opt/imgbuild/bin";
 pub const KUBEADM_CONFIG: &str = "/etc/kubernetes/kubeadm.yaml";
 /// kubeadm's configuration for `kubeadm join`, on workers, and on masters of a cluster that has several.
 pub const KUBEADM_JOIN_CONFIG: &str = "/etc/kubernetes/kubeadm-join.yaml";
+/// Where kubeadm finds changes to the control plane's pods.
+pub const KUBEADM_PATCHES: &str = "/etc/kubernetes/patches";
 /// Manifests of our own for the cluster, applied in the order of their names before the payload's.
 pub const MANIFESTS_DIR: &str = "/etc/kubernetes/imgbuild/";
 /// The kubeconfig with the credential of a joining node; a secret of the seed, not rendered.
@@ -157,6 +160,7 @@ pub fn files(profile: &NodeProfile) -> Result<Vec<NodeFile>, RenderError> {
     }
     if profile.has(Role::Master) {
         files.push(kubeadm::file(&context)?);
+        files.extend(probes::files(&context)?);
         files.extend(coredns::file(&context)?);
         if let LoadBalancer::Keepalived { vip, port, vrid, check_interval_seconds } = profile.load_balancer {
             let settings = load_balancer::Settings { vip, port, vrid, interval: check_interval_seconds };
@@ -170,9 +174,18 @@ pub fn files(profile: &NodeProfile) -> Result<Vec<NodeFile>, RenderError> {
     Ok(files)
 }
 
-/// What `kubeadm init` must be told on its command line besides `--config`, because the configuration format of its
-/// version has no place for it.
-pub fn kubeadm_args(profile: &NodeProfile) -> Result<Vec<String>, RenderError> {
+/// What kubeadm must be told on its command line besides `--config`, because the configuration format of its version has
+/// no place for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KubeadmArgs {
+    /// For `kubeadm init`.
+    pub init: Vec<String>,
+    /// For `kubeadm join`.
+    pub join: Vec<String>,
+}
+
+/// The command-line arguments of this node's kubeadm.
+pub fn kubeadm_args(profile: &NodeProfile) -> Result<KubeadmArgs, RenderError> {
     Ok(kubeadm::args(&Context::new(profile)?))
 }
 

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::node::Architecture;
+use crate::schema::NodeSection;
 
 /// Version of these documents. An installer refuses another one.
 pub const SCHEMA: u32 = 1;
@@ -123,6 +124,23 @@ pub struct Piece {
     pub at: u64,
     /// How many bytes.
     pub len: u64,
+}
+
+/// What the cluster file says of a node's machine and its disk, for [`MediumNode`].
+pub fn machine_and_target(node: &NodeSection) -> (Machine, Target) {
+    let (install, disk) = (&node.install, &node.install.disk);
+    let machine =
+        Machine { mac: node.mac.clone(), serial: install.serial.clone(), asset_tag: install.asset_tag.clone() };
+    let target = Target {
+        id: disk.id.clone(),
+        serial: disk.serial.clone(),
+        wwn: disk.wwn.clone(),
+        model: disk.model.clone(),
+        min_size: disk.min_size,
+        max_size: disk.max_size,
+        wipe: install.wipe,
+    };
+    (machine, target)
 }
 
 /// A part of a disk.

@@ -462,6 +462,46 @@ pub struct NodeSection {
     pub ssh_authorized_keys: Vec<String>,
     /// Optional, default `[disk] size`. Size of this node's disk image.
     pub disk_size: Option<u64>,
+    /// Optional, default as each of its keys. The table `[node.install]`, behind the `[[node]]` it belongs to: how an
+    /// installation medium knows the machine and its disk.
+    pub install: InstallSection,
+}
+
+/// How an installation medium knows the machine of a node, and which of its disks it takes (docs/installer.md).
+///
+/// TOML: `[node.install]`
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InstallSection {
+    /// Optional, default none. Serial number of the machine, as `dmidecode -s system-serial-number` shows it. With `mac` of the
+    /// node and `asset_tag`, all that are given must fit.
+    pub serial: Option<String>,
+    /// Optional, default none. Asset tag of the machine, as `dmidecode -s chassis-asset-tag` shows it.
+    pub asset_tag: Option<String>,
+    /// Optional, default the only empty disk. The table `[node.install.disk]`, or in one line `disk = { serial = "…" }`: which
+    /// disk it is.
+    pub disk: InstallDisk,
+    /// Optional, default `false`. Whether what is on that disk may be overwritten; wants `id`, `serial` or `wwn` of the
+    /// disk. Without, a disk that is not empty is never touched.
+    pub wipe: bool,
+}
+
+/// A disk of a machine; all that is given must fit, and it must fit one disk alone.
+///
+/// TOML: `[node.install.disk]`
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InstallDisk {
+    /// Optional, default any. Its name below /dev/disk/by-id: `"nvme-SAMSUNG_MZVL21T0_S676NX0R123456"`.
+    pub id: Option<String>,
+    /// Optional, default any. Its serial number: `"S676NX0R123456"`.
+    pub serial: Option<String>,
+    /// Optional, default any. Its world wide name: `"0x5000c500a1b2c3d4"` or `"eui.0025388b71b3f1a0"`.
+    pub wwn: Option<String>,
+    /// Optional, default any. Its model, as `lsblk -o MODEL` shows it.
+    pub model: Option<String>,
+    /// Optional, default any. The least size it has: `"400GiB"`. It never is smaller than the node's image.
+    pub min_size: Option<u64>,
+    /// Optional, default any. The greatest size it has: `"500GiB"`.
+    pub max_size: Option<u64>,
 }
 
 /// There is no node of that name in the cluster file.

@@ -14,8 +14,8 @@ use crate::decode::{
 use crate::schema::{
     Architecture, CalicoSection, Cluster, ClusterDns, ClusterSection, ContainerdSection, DebInput, DiskSection,
     Distribution, Encapsulation, EncryptionAlgorithm, EtcdSection, FileInput, Image, ImageArchiveInput, Input,
-    KubernetesSection, LoadBalancerSection, NetworkPlugin, NetworkSection, NodeSection, OsSection, PayloadSection,
-    ProxyMode, Role, RootfsInput, RpmInput, SourceInput, TarInput,
+    InstallDisk, InstallSection, KubernetesSection, LoadBalancerSection, NetworkPlugin, NetworkSection, NodeSection,
+    OsSection, PayloadSection, ProxyMode, Role, RootfsInput, RpmInput, SourceInput, TarInput,
 };
 use crate::version::Version;
 
@@ -277,7 +277,37 @@ fn node(t: &mut Table<'_, '_>) -> NodeSection {
         labels: t.with_default("labels", BTreeMap::new(), strings),
         ssh_authorized_keys: t.with_default("ssh_authorized_keys", vec![], array(word)),
         disk_size: t.optional("disk_size", size),
+        install: t.optional_section("install", install),
     }
+}
+
+fn install(t: &mut Table<'_, '_>) -> InstallSection {
+    InstallSection {
+        serial: t.optional("serial", word),
+        asset_tag: t.optional("asset_tag", word),
+        disk: t.optional_section("disk", |t| InstallDisk {
+            id: t.optional("id", disk_id),
+            serial: t.optional("serial", word),
+            wwn: t.optional("wwn", word),
+            model: t.optional("model", word),
+            min_size: t.optional("min_size", size),
+            max_size: t.optional("max_size", size),
+        }),
+        wipe: t.with_default("wipe", false, boolean),
+    }
+}
+
+/// A name as udev gives it to a whole disk.
+fn disk_id(decoder: &mut Decoder, item: &Item<'_>) -> Option<String> {
+    let text = word(decoder, item)?;
+    let is_partition = text
+        .rsplit_once("-part")
+        .is_some_and(|(_, number)| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()));
+    if text.contains(['/', ' ']) || is_partition {
+        let what = format!("`{}` is \"{text}\", which is not the name of a disk below /dev/disk/by-id", item.key());
+        return decoder.bad(item, what, "write the last part of the path alone, of the disk, not of a partition");
+    }
+    Some(text)
 }
 
 fn address(decoder: &mut Decoder, item: &Item<'_>) -> Option<IpAddr> {

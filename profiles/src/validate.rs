@@ -35,6 +35,7 @@ pub(crate) fn cluster(c: &Cluster, d: &mut Decoder) {
     images(c, d);
     os(c, d);
     nodes(c, d);
+    installs(c, d);
     validate_network::cluster(c, d);
 }
 
@@ -57,6 +58,8 @@ fn names(c: &Cluster, d: &mut Decoder) {
     let secondaries = c.node.iter().map(|node| node.secondary_address);
     duplicates(d, "node", "secondary_address", "nodes", secondaries);
     duplicates(d, "node", "mac", "nodes", c.node.iter().map(|node| node.mac.as_ref()));
+    duplicates(d, "node", "install.serial", "nodes", c.node.iter().map(|node| node.install.serial.as_ref()));
+    duplicates(d, "node", "install.asset_tag", "nodes", c.node.iter().map(|node| node.install.asset_tag.as_ref()));
     duplicates(d, "input", "name", "inputs", c.input.iter().map(|input| Some(input.name())));
     duplicates(d, "image", "reference", "images", c.image.iter().map(|image| Some(&image.reference)));
 }
@@ -79,6 +82,8 @@ fn duplicates<T: Ord + Display>(
                 let name = match key {
                     "mac" => "MAC address",
                     "secondary_address" => "secondary address",
+                    "install.serial" => "serial number",
+                    "install.asset_tag" => "asset tag",
                     key => key,
                 };
                 let what = format!("two {things} have the {name} {value}");
@@ -621,6 +626,70 @@ fn nodes(c: &Cluster, d: &mut Decoder) {
                     "write a line like \"ssh-ed25519 AAAA… name\"",
                 );
             }
+        }
+    }
+}
+
+/// What machines say whose maker or owner never filled it in: two of them would be one.
+const NOT_FILLED_IN: &[&str] = &[
+    "0",
+    "0123456789",
+    "123456789",
+    "asset tag",
+    "chassis asset tag",
+    "default string",
+    "empty",
+    "no asset tag",
+    "none",
+    "not available",
+    "not specified",
+    "system serial number",
+    "to be filled by o.e.m.",
+    "unknown",
+];
+
+fn installs(c: &Cluster, d: &mut Decoder) {
+    for (index, node) in c.node.iter().enumerate() {
+        let key = |name: &str| format!("node[{index}].install.{name}");
+        let install = &node.install;
+        for (name, value) in [("serial", &install.serial), ("asset_tag", &install.asset_tag)] {
+            let Some(value) = value else { continue };
+            if NOT_FILLED_IN.contains(&value.to_lowercase().as_str()) {
+                d.report(
+                    &[&key(name)],
+                    format!("\"{value}\" says nothing about a machine"),
+                    "machines whose maker left it out all have it",
+                    "drop it, and give the node's `mac`",
+                );
+            }
+        }
+        let disk = &install.disk;
+        if install.wipe && disk.id.is_none() && disk.serial.is_none() && disk.wwn.is_none() {
+            d.report(
+                &[&key("wipe"), &key("disk")],
+                format!("node `{}` may wipe a disk, but nothing says which very one", node.name),
+                "a model or a size fits another disk as well, whose data would be lost",
+                "give `id`, `serial` or `wwn` of the disk: `disk = { serial = \"…\" }`",
+            );
+        }
+        if let (Some(least), Some(most)) = (disk.min_size, disk.max_size)
+            && least > most
+        {
+            d.report(
+                &[&key("disk.min_size"), &key("disk.max_size")],
+                format!("no disk of node `{}` has at least {} and at most {} bytes", node.name, least, most),
+                "",
+                "make `max_size` larger than `min_size`",
+            );
+        }
+        let image = node.disk_size.unwrap_or(c.disk.size);
+        if let Some(most) = disk.max_size.filter(|most| *most < image) {
+            d.report(
+                &[&key("disk.max_size"), &format!("node[{index}].disk_size"), "disk.size"],
+                format!("the image of node `{}` has {}MiB, its disk at most {}MiB", node.name, image / MIB, most / MIB),
+                "the image would not fit on it",
+                "make `max_size` larger, or `disk_size` of the node smaller",
+            );
         }
     }
 }

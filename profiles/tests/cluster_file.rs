@@ -9,6 +9,8 @@ use proptest::prelude::*;
 const HA: &str = include_str!("clusters/ha.toml");
 const LAB: &str = include_str!("../lab/cluster.toml");
 const KYLIN: &str = include_str!("../kylin-v11-ha/cluster.toml");
+/// The last line of the second node of [`HA`].
+const END_OF_ETCD2: &str = "mac = \"52:54:00:00:01:31\"";
 const DUAL: &str = include_str!("clusters/dual-stack.toml");
 
 #[test]
@@ -32,6 +34,44 @@ fn further_arguments_are_names_that_imgbuild_does_not_set() {
     {
         assert!(report.contains(said), "{report}");
     }
+}
+
+/// What a medium is told of a node's machine and disk; nodes that say nothing are recognised by their MAC address.
+#[test]
+fn the_machine_and_its_disk_come_from_the_node() {
+    use profiles::medium::{Machine, Target, machine_and_target};
+    let install = "[node.install]\nserial = \"CN123\"\nasset_tag = \"Rack 7\"\nwipe = true\n\
+                   disk = { id = \"ata-M_S\", serial = \"S\", wwn = \"0x5\", model = \"M M\", min_size = \"200GiB\", \
+                   max_size = \"1TiB\" }";
+    let cluster = Cluster::parse("ha.toml", &HA.replacen(END_OF_ETCD2, install, 1)).unwrap_or_else(|r| panic!("{r}"));
+    let (machine, target) = machine_and_target(&cluster.node[1]);
+    let some = |text: &str| Some(text.to_owned());
+    assert_eq!(machine, Machine { mac: None, serial: some("CN123"), asset_tag: some("Rack 7") });
+    let expected = Target {
+        id: some("ata-M_S"),
+        serial: some("S"),
+        wwn: some("0x5"),
+        model: some("M M"),
+        min_size: Some(200 << 30),
+        max_size: Some(1 << 40),
+        wipe: true,
+    };
+    assert_eq!(target, expected);
+    let (machine, target) = machine_and_target(&cluster.node[0]);
+    assert_eq!(machine, Machine { mac: some("52:54:00:00:01:30"), ..Machine::default() });
+    assert_eq!(target, Target::default());
+}
+
+/// What one machine could be taken for twice.
+#[test]
+fn no_two_nodes_are_one_machine() {
+    let text = HA
+        .replacen("mac = \"52:54:00:00:01:30\"", "[node.install]\nserial = \"A\"\nasset_tag = \"B\"", 1)
+        .replacen("mac = \"52:54:00:00:01:31\"", "[node.install]\nserial = \"A\"\nasset_tag = \"B\"", 1);
+    let report = Cluster::parse("ha.toml", &text).unwrap_err();
+    let keys: Vec<&str> = report.problems().iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(keys, ["node[1].install.serial", "node[1].install.asset_tag"], "{report}");
+    assert!(report.to_string().contains("two nodes have the serial number A"), "{report}");
 }
 
 #[test]
@@ -309,6 +349,46 @@ fn each_check_finds_its_mistake() {
         ),
         ("ha", "quota = \"8GiB\"", "quota = \"9GiB\"", "etcd.quota", "more than 8GiB"),
         ("ha", "disk_size = \"128GiB\"", "disk_size = \"16GiB\"", "node[2].disk_size", "do not fit"),
+        ("ha", END_OF_ETCD2, "[node.install]\nserail = \"X\"", "node[1].install.serail", "has no key `serail`"),
+        ("ha", END_OF_ETCD2, "[node.install]\nserial = \"\"", "node[1].install.serial", "is empty"),
+        ("ha", END_OF_ETCD2, "[node.install]\nserial = \"Default string\"", "node[1].install.serial", "says nothing"),
+        ("ha", END_OF_ETCD2, "install = 7", "node[1].install", "must be a table"),
+        ("ha", END_OF_ETCD2, "[node.install]\nwipe = true", "node[1].install.wipe", "which very one"),
+        (
+            "ha",
+            END_OF_ETCD2,
+            "[node.install]\nwipe = true\ndisk = { model = \"X\", max_size = \"9TiB\" }",
+            "node[1].install.wipe",
+            "which very one",
+        ),
+        (
+            "ha",
+            END_OF_ETCD2,
+            "[node.install]\ndisk = { id = \"/dev/disk/by-id/ata-X\" }",
+            "node[1].install.disk.id",
+            "not the name of a disk",
+        ),
+        (
+            "ha",
+            END_OF_ETCD2,
+            "[node.install.disk]\nid = \"ata-X_Y-part1\"",
+            "node[1].install.disk.id",
+            "not the name of a disk",
+        ),
+        (
+            "ha",
+            END_OF_ETCD2,
+            "[node.install.disk]\nmin_size = \"3TiB\"\nmax_size = \"2TiB\"",
+            "node[1].install.disk.min_size",
+            "no disk of node",
+        ),
+        (
+            "ha",
+            END_OF_ETCD2,
+            "[node.install]\ndisk.max_size = \"1GiB\"",
+            "node[1].install.disk.max_size",
+            "its disk at most 1024MiB",
+        ),
         ("ha", "esp_size = \"512MiB\"", "esp_size = \"513KiB\"", "disk.esp_size", "whole number of MiB"),
         ("ha", "\"ssh-ed25519 AAAA", "\"ed25519 AAAA", "node[6].ssh_authorized_keys[0]", "not an OpenSSH public key"),
         ("ha", "node.kubernetes.io/rack", "node-role.kubernetes.io/x", "node[6].labels", "cannot have the label"),

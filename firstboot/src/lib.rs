@@ -18,6 +18,7 @@ pub mod files;
 pub mod health;
 pub mod host;
 pub mod init;
+pub mod install;
 pub mod journal;
 pub mod node;
 pub mod payload;

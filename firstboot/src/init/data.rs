@@ -48,6 +48,13 @@ pub fn bring_up(partition: &Path, guid: &str, console: &Console) -> Result<()> {
     Ok(())
 }
 
+/// The same without a disk: a tmpfs of at most `budget` bytes.
+pub fn in_memory(budget: u64, console: &Console) -> Result<()> {
+    let options = CString::new(format!("mode=0755,size={budget}")).context("a number has a zero byte")?;
+    mount(Path::new("tmpfs"), Path::new(MOUNT), "tmpfs", MountFlags::NOATIME, Some(&options))?;
+    writable_directories(console)
+}
+
 /// Under a temporary label until all of it is on the disk: a half-made filesystem must not look like a whole one.
 fn make(device: &str, guid: &str, console: &Console) -> Result<()> {
     console.line(&format!("making the filesystem on {device}"));

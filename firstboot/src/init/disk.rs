@@ -11,8 +11,10 @@ use super::gpt::{self, Partition, Table};
 use super::modules::Modules;
 use crate::console::Console;
 
-const DEADLINE: Duration = Duration::from_secs(120);
-const NEWS_EVERY: Duration = Duration::from_secs(5);
+/// How long a disk or medium may take to turn up.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
+/// How often it is said what is waited for.
+pub(crate) const NEWS_EVERY: Duration = Duration::from_secs(5);
 /// Block devices that are no disks.
 const NOT_DISKS: [&str; 7] = ["loop", "ram", "zram", "nbd", "md", "dm-", "fd"];
 
@@ -53,9 +55,9 @@ pub fn wait_for(guid: &str, modules: &mut Modules, console: &Console) -> Result<
     }
 }
 
-/// Disks with this GUID, and what all disks are, for a person who wonders.
-fn scan(sys_block: &Path, dev: &Path, guid: &str) -> (Vec<Disk>, Vec<String>) {
-    let mut names: Vec<String> = fs::read_dir(sys_block)
+/// The kernel's names of all that may be a disk or a drive, in a directory of sysfs; with `/sys/class/block` partitions too.
+pub(crate) fn block_devices(sys: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(sys)
         .into_iter()
         .flatten()
         .flatten()
@@ -63,8 +65,13 @@ fn scan(sys_block: &Path, dev: &Path, guid: &str) -> (Vec<Disk>, Vec<String>) {
         .filter(|name| !NOT_DISKS.iter().any(|prefix| name.starts_with(prefix)))
         .collect();
     names.sort();
+    names
+}
+
+/// Disks with this GUID, and what all disks are, for a person who wonders.
+fn scan(sys_block: &Path, dev: &Path, guid: &str) -> (Vec<Disk>, Vec<String>) {
     let (mut found, mut seen) = (Vec::new(), Vec::new());
-    for name in names {
+    for name in block_devices(sys_block) {
         let device = dev.join(name.replace('!', "/"));
         match File::open(&device).map(|mut file| gpt::read(&mut file)) {
             Ok(Some(table)) => {

@@ -26,6 +26,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::console::{Console, open_consoles};
+use crate::install::request::Request;
+use crate::install::{self, Next};
 use boot_record::BootRecord;
 use cmdline::Cmdline;
 use disk::Disk;
@@ -39,36 +41,76 @@ const REBOOT_AFTER: Duration = Duration::from_secs(60);
 pub fn main() -> ExitCode {
     let console = Console::new(vec![Box::new(io::stdout())], Box::new(io::sink()));
     console.set_who("init");
-    let (console, error) = match mounts::kernel_filesystems() {
+    let (console, failed) = match mounts::kernel_filesystems() {
         Ok(()) => {
             let console = Console::new(open_consoles(Path::new("/")), Box::new(Kmsg::open()));
             console.set_who("init");
-            let Err(error) = boot(&console);
-            (console, error)
+            let Err(failed) = boot(&console);
+            (console, failed)
         }
-        Err(error) => (console, error),
+        Err(error) => (console, Failed::Boot(error)),
     };
-    console.line(&format!("FAILED: {error:#}"));
-    console.line(&format!("rebooting in {} s", REBOOT_AFTER.as_secs()));
-    rustix::fs::sync();
-    std::thread::sleep(REBOOT_AFTER);
+    match failed {
+        Failed::Boot(error) => {
+            console.line(&format!("FAILED: {error:#}"));
+            console.line(&format!("rebooting in {} s", REBOOT_AFTER.as_secs()));
+            rustix::fs::sync();
+            std::thread::sleep(REBOOT_AFTER);
+        }
+        Failed::Install(failed) => install::pause::until_read(&format!("{:#}", failed.error), failed.wrote, &console),
+    }
     rustix::fs::sync();
     let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
     // A PID 1 that ends is a kernel panic, which reboots too where `panic=` is set.
     ExitCode::FAILURE
 }
 
-fn boot(console: &Console) -> Result<Infallible> {
+/// What ended a boot, and with it how long that stays on the console.
+enum Failed {
+    /// An ordinary boot.
+    Boot(anyhow::Error),
+    /// The installer.
+    Install(install::Failed),
+}
+
+impl From<anyhow::Error> for Failed {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Boot(error)
+    }
+}
+
+fn boot(console: &Console) -> Result<Infallible, Failed> {
     let text = std::fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline")?;
-    let cmdline = Cmdline::parse(&text)?;
     let mut modules = modules::Modules::read(Path::new("/lib/modules"))?;
     modules.load_always(console);
-    let disk = disk::wait_for(&cmdline.disk, &mut modules, console)?;
+    let request = Request::parse(&text).map_err(|error| Failed::Install(error.into()))?;
+    let Some(request) = request else {
+        return Ok(from_disk(&Cmdline::parse(&text)?, &mut modules, console, &|_| Ok(()))?);
+    };
+    let next = install::run(&request, &mut modules, console).map_err(Failed::Install)?;
+    console.set_who("init");
+    match next {
+        Next::Disk(disk) => {
+            Ok(from_disk(&Cmdline { disk, slot: "a".to_owned() }, &mut modules, console, &kernel_fits)?)
+        }
+        Next::Memory(unit) => Ok(start(unit, console)?),
+    }
+}
+
+/// Boots a disk whose root, once it is mounted, `fits`.
+fn from_disk(
+    cmdline: &Cmdline,
+    modules: &mut modules::Modules,
+    console: &Console,
+    fits: &dyn Fn(&Path) -> Result<()>,
+) -> Result<Infallible> {
+    let disk = disk::wait_for(&cmdline.disk, modules, console)?;
     console.line(&format!("disk {} is {}, slot {}", cmdline.disk, disk.device.display(), cmdline.slot));
     let disk = grow(disk, console);
     let root = disk.partition(&format!("root-{}", cmdline.slot))?;
     let payload = disk.partition(&format!("payload-{}", cmdline.slot))?;
     mounts::read_only_root(&root, &payload)?;
+    fits(Path::new(SYSROOT))?;
     mounts::bind_kernel_filesystems()?;
     data::bring_up(&disk.partition(gpt::DATA)?, &disk.partition_guid(gpt::DATA)?, console)?;
     let record = BootRecord {
@@ -77,8 +119,25 @@ fn boot(console: &Console) -> Result<Infallible> {
         slot: cmdline.slot.clone(),
     };
     record.write(Path::new("/"))?;
+    start(None, console)
+}
+
+fn start(unit: Option<&str>, console: &Console) -> Result<Infallible> {
     console.line("starting systemd");
-    switch::switch_root()
+    switch::switch_root(unit)
+}
+
+/// An installation medium of a later build boots what an earlier one installed: then the root has no modules for the
+/// kernel that runs. A root without any modules is one whose kernel has everything built in.
+fn kernel_fits(root: &Path) -> Result<()> {
+    let modules = root.join("usr/lib/modules");
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    anyhow::ensure!(
+        !modules.is_dir() || modules.join(&release).is_dir(),
+        "the root on the disk is not for the kernel that runs, {release}: boot from the disk, and take the \
+         installation medium out of the machine"
+    );
+    Ok(())
 }
 
 /// Grows the data partition to the end of the disk. A disk that stays as small as it was still boots.
@@ -114,5 +173,21 @@ impl Write for Kmsg {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_of_another_kernel_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        kernel_fits(root.path()).unwrap();
+        let modules = root.path().join("usr/lib/modules");
+        std::fs::create_dir_all(modules.join("1.2.3-other")).unwrap();
+        assert!(kernel_fits(root.path()).unwrap_err().to_string().contains("boot from the disk"));
+        std::fs::create_dir(modules.join(rustix::system::uname().release().to_str().unwrap())).unwrap();
+        kernel_fits(root.path()).unwrap();
     }
 }

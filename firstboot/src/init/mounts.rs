@@ -57,9 +57,9 @@ pub fn kernel_filesystems() -> Result<()> {
 /// The root and, inside it, the payload: both squashfs, both read-only.
 pub fn read_only_root(root: &Path, payload: &Path) -> Result<()> {
     mount(root, Path::new(SYSROOT), "squashfs", MountFlags::RDONLY, None)
-        .context("the root partition holds no squashfs that this kernel can read")?;
+        .context("the root is no squashfs that this kernel can read")?;
     mount(payload, &in_sysroot("/opt/imgbuild"), "squashfs", MountFlags::RDONLY | MountFlags::NODEV, None)
-        .context("the payload partition holds no squashfs that this kernel can read")
+        .context("the payload is no squashfs that this kernel can read")
 }
 
 /// What programs of the root need as long as we run them with `/sysroot` as their root.

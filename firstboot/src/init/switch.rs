@@ -17,8 +17,9 @@ use super::mounts::in_sysroot;
 /// What becomes PID 1.
 const INIT: &str = "/sbin/init";
 
-/// Moves the mounts, gives back the memory of the initramfs, makes `/sysroot` the root, and becomes systemd.
-pub fn switch_root() -> Result<Infallible> {
+/// Moves the mounts, gives back the memory of the initramfs, makes `/sysroot` the root, and becomes systemd, which starts
+/// `unit` instead of its default one.
+pub fn switch_root(unit: Option<&str>) -> Result<Infallible> {
     let init = fs::symlink_metadata(in_sysroot(INIT));
     init.with_context(|| format!("the root has no {INIT}"))?;
     for path in ["/dev", "/proc", "/sys"] {
@@ -38,7 +39,8 @@ pub fn switch_root() -> Result<Infallible> {
     rustix::mount::mount_move(".", "/").context("moving the root to /")?;
     rustix::process::chroot(".").context("changing the root")?;
     rustix::process::chdir("/").context("changing to the new root")?;
-    let error = Command::new(INIT).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").exec();
+    let unit = unit.map(|unit| format!("--unit={unit}"));
+    let error = Command::new(INIT).args(unit).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").exec();
     Err(error).with_context(|| format!("starting {INIT}"))
 }
 

@@ -54,7 +54,7 @@ impl RawSeed {
     }
 
     /// Writes the files into a new directory, durably, readable by root alone.
-    fn write(&self, dir: &Path) -> Result<()> {
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         use std::os::unix::fs::DirBuilderExt;
         files::remove(dir)?;
         let parent = dir.parent().context("a seed directory has a parent")?;

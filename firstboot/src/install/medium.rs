@@ -110,9 +110,13 @@ fn mounted(name: &str, sha256: &str) -> Result<Option<Found>> {
 }
 
 impl Found {
-    /// Releases the medium.
-    pub fn release(self) -> Result<()> {
-        if self.disk.is_some() { release() } else { Ok(()) }
+    /// Releases the medium. One that stays mounted is no harm.
+    pub fn release(self, console: &Console) {
+        if self.disk.is_some()
+            && let Err(error) = release()
+        {
+            console.line(&format!("{error:#}"));
+        }
     }
 }
 

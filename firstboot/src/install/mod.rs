@@ -95,7 +95,7 @@ fn install(which: &Which, found: Found, modules: &mut Modules, console: &Console
     let next = Next::Disk(node.disk_guid.clone());
     let Decision::Install(disk) = decide(&found, &node, modules, console)? else {
         console.line(&format!("{} is installed already: nothing is written", node.name));
-        found.release()?;
+        found.release(console);
         return Ok(next);
     };
     console.line(&format!("{} goes to {}", node.name, show(&disk)));
@@ -104,9 +104,9 @@ fn install(which: &Which, found: Found, modules: &mut Modules, console: &Console
     let device = still_the_same(&disk, &found, &node)?;
     let source = Source { dir: &found.dir, verified: &verified };
     write_to(device, &source, &found.index, &node, console).map_err(|error| Failed { error, wrote: true })?;
-    console.line(&format!("{} is installed on {}", node.name, show(&disk)));
     // From here on a restart boots the disk.
-    found.release()?;
+    console.line(&format!("{} is installed on {}", node.name, disk.name));
+    found.release(console);
     Ok(next)
 }
 

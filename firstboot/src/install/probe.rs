@@ -225,6 +225,8 @@ mod tests {
     }
 
     proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(32))]
+
         /// One byte anywhere in the first or last MiB, and the disk is not empty.
         #[test]
         fn any_byte_counts(at in 0..2 * MARGIN, byte in 1u8..) {

@@ -43,10 +43,10 @@ impl Request {
         tasks.extend(value("imgbuild.diskless").map(|node| Task::Diskless(which(node))));
         tasks.extend(text.split_whitespace().any(|word| word == "imgbuild.rescue").then_some(Task::Rescue));
         let medium = value("imgbuild.medium");
+        if medium.is_none() && tasks.is_empty() {
+            return Ok(None);
+        }
         let (Some(medium), Some(task)) = (medium, tasks.pop()) else {
-            if medium.is_none() && tasks.is_empty() {
-                return Ok(None);
-            }
             bail!(
                 "the kernel command line needs both imgbuild.medium=SHA256 and one of imgbuild.install=NODE, \
                  imgbuild.diskless=NODE and imgbuild.rescue: boot one of the medium's own entries"

@@ -5,6 +5,7 @@
 
 pub mod calico;
 mod image_archive;
+mod install;
 pub mod node;
 pub mod os;
 pub mod payload;
@@ -20,11 +21,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use profiles::Cluster;
-use profiles::medium::{Machine, Target};
 use profiles::node::{Architecture, Role};
-use profiles::schema::NodeSection;
 use serde::Serialize;
 
+pub use self::install::iso;
 use self::os::OsLayer;
 use crate::error::Failure;
 use crate::image::squashfs;
@@ -33,8 +33,6 @@ use crate::inputs::source::Inputs as SourceInputs;
 use crate::inputs::source::golang::goarch;
 use crate::output::disk::{self, Disk, DiskPlan, Sizes, disk_guid};
 use crate::output::esp::{EspParts, esp_tree};
-use crate::output::iso::{self, Iso, IsoPlan};
-use crate::output::medium::{MediumPlan, NodePlan};
 use crate::pki::Pki;
 use crate::proof::elf::Target;
 use crate::store::{Digest, Store};
@@ -252,44 +250,4 @@ fn version(cluster: &Cluster, os: &OsLayer) -> String {
 /// As its parts; contents that do not fit; failing I/O. Nothing is left at `path` then.
 pub fn disk(bench: &Bench<'_>, pki: &Pki, name: &str, path: &Path) -> Result<Disk> {
     disk::write(&disk_plan(bench, pki, name)?.0, bench.store, path)
-}
-
-/// Writes an installation image for the nodes called `names` to `path`.
-///
-/// # Errors
-/// As [`disk`].
-pub fn iso(bench: &Bench<'_>, pki: &Pki, names: &[String], path: &Path) -> Result<Iso> {
-    let cluster = bench.cluster;
-    let mut nodes = Vec::new();
-    let mut first = None;
-    // In the cluster file's order, and each once, however they were asked for.
-    for node in cluster.node.iter().filter(|node| names.contains(&node.name)) {
-        let (disk, os) = disk_plan(bench, pki, &node.name)?;
-        let kind = NodeKind::of(&node.roles);
-        nodes.push(medium_node(node, kind, disk));
-        first.get_or_insert((kind, os));
-    }
-    // Whatever their roles are, all nodes have the same kernel and the same boot loader.
-    let (kind, os) = first.with_context(|| format!("none of {names:?} is a node of the cluster"))?;
-    let plan = IsoPlan {
-        boot_loader: os.boot_loader.content(),
-        kernel: os.kernel.content(),
-        initramfs: os::installer(bench, kind)?.content(),
-        version: version(cluster, &os),
-        kernel_args: cluster.os.kernel_args.clone(),
-        time: bench.sources.epoch,
-        medium: MediumPlan {
-            cluster: cluster.cluster.name.clone(),
-            cluster_id: pki.cluster_id(),
-            architecture: bench.architecture(),
-            nodes,
-        },
-    };
-    iso::write(&plan, bench.store, path)
-}
-
-/// How the installer knows a node's machine, and the disk that it installs to.
-fn medium_node(node: &NodeSection, kind: NodeKind, disk: DiskPlan) -> NodePlan {
-    let machine = Machine { mac: node.mac.clone(), ..Machine::default() };
-    NodePlan { disk, kind: kind.name(), machine, target: Target::default() }
 }

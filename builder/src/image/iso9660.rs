@@ -152,3 +152,63 @@ pub fn read(file: &File, limit: u64, want: impl Fn(&str) -> bool) -> Result<Cont
     let label = String::from_utf8_lossy(fs.info().id(IsoId::Volume)).into_owned();
     volume::contents(label, &Volume::new(fs), limit, want)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LONG: &str = "a folder/With.A.Rather-Long_name that ISO 9660 alone would cut.tar.zst";
+
+    fn image() -> File {
+        let options = Options { label: "TEST".into(), time: 1_600_000_000, seed: 7 };
+        let files = BTreeMap::from([
+            ("empty".to_owned(), (0o444, Source::Bytes(b""))),
+            ("imgbuild/medium.json".to_owned(), (0o444, Source::Bytes(b"{}"))),
+            (LONG.to_owned(), (0o400, Source::Bytes(&[5; 5000]))),
+        ]);
+        let image = Image::new(&files, &Source::Bytes(&[0xE5; 8192]), &options).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        image.write(&file).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), image.size());
+        file
+    }
+
+    fn bytes(mut file: &File) -> Vec<u8> {
+        let mut bytes = vec![];
+        file.seek(SeekFrom::Start(0)).unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_twice_the_same() {
+        let mut file = image();
+        assert!(is_image(&mut file).unwrap());
+        let found = read(&file, 5000, |path| path == LONG).unwrap();
+        assert_eq!(found.label, "TEST");
+        let files: Vec<(&str, u64)> = found.files.iter().map(|(path, len)| (path.as_str(), *len)).collect();
+        assert_eq!(files, [(LONG, 5000), ("empty", 0), ("imgbuild/medium.json", 2)]);
+        assert_eq!(found.bytes, BTreeMap::from([(LONG.to_owned(), vec![5; 5000])]));
+        assert!(!read(&file, 4999, |_| true).unwrap().bytes.contains_key(LONG), "larger than the limit");
+        assert!(bytes(&file) == bytes(&image()));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_damaged_image_never_panics(damage in proptest::collection::vec((0usize..16 << 10, any::<u8>()), 1..40)) {
+            let mut bytes = bytes(&image());
+            for (at, value) in damage {
+                // Descriptors and directories: what is read.
+                bytes[DESCRIPTOR as usize + at] = value;
+            }
+            let file = tempfile::tempfile().unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).unwrap();
+            let _ = read(&file, 1 << 20, |_| true);
+        }
+    }
+}

@@ -94,6 +94,8 @@ pub struct Options {
 pub enum Output {
     /// A raw disk image, <out>/<node>.img, to be written to the machine's disk
     Disk,
+    /// One image for all nodes asked for, <out>/<cluster>.iso, for a USB stick, a CD or virtual media: it installs them
+    Iso,
 }
 
 /// How messages look.

@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 
 use crate::build::{binary, copy_cluster, folder, repository};
 use crate::cli::Outcome;
-use crate::disk::debug_overlay;
+use crate::disk::{DEBUG_SHELL, debug_overlay};
 use crate::qemu::{Architecture, Done, Vm, VmBuilder, overlay, scale};
 use crate::random::Random;
 use crate::switch::Switch;
+use crate::tool::{run, tool};
 
 /// Images of nodes of a cluster.
 #[derive(Debug, Clone)]
@@ -77,13 +78,39 @@ impl Built {
         Self::build(profile, name, &["--profile", node], |built| built.name == node)
     }
 
+    /// Builds one installation image of all nodes instead: see [`TestCluster::blank`]. Installed systems have the tests' shell,
+    /// by a kernel argument in the copy of the cluster file.
+    pub fn iso(profile: &str, name: &str) -> (Self, PathBuf) {
+        let shell = |text: &str| {
+            let args = "kernel_args = [";
+            assert_eq!(text.matches(args).count(), 1, "{text}");
+            text.replace(args, &format!("{args}\"{DEBUG_SHELL}\", "))
+        };
+        let built = Self::build_changed(profile, name, &["--all", "--output", "iso"], |_| true, shell);
+        let iso = folder().join(format!("{name}.out")).join(format!("{profile}.iso"));
+        assert!(iso.exists(), "no {}", iso.display());
+        (built, iso)
+    }
+
     fn build(profile: &str, name: &str, which: &[&str], wanted: impl Fn(&BuiltNode) -> bool) -> Self {
+        Self::build_changed(profile, name, which, wanted, str::to_owned)
+    }
+
+    fn build_changed(
+        profile: &str,
+        name: &str,
+        which: &[&str],
+        wanted: impl Fn(&BuiltNode) -> bool,
+        change: impl Fn(&str) -> String,
+    ) -> Self {
         let cluster = folder().join(name);
         copy_cluster(&repository().join("profiles").join(profile), &cluster);
         let out = folder().join(format!("{name}.out"));
-        build(&cluster, &out, which);
         let file = cluster.join("cluster.toml");
         let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("reading {}: {error}", file.display()));
+        let text = change(&text);
+        fs::write(&file, &text).unwrap_or_else(|error| panic!("writing {}: {error}", file.display()));
+        build(&cluster, &out, which);
         let (architecture, mut nodes) = read(&text, &out).unwrap_or_else(|what| panic!("{}: {what}", file.display()));
         nodes.retain(wanted);
         Self { cluster, architecture, nodes }
@@ -164,6 +191,8 @@ pub struct TestCluster {
     label: String,
     architecture: Architecture,
     machines: Vec<Machine>,
+    /// Size of disks that are empty, as QEMU writes it; otherwise they have the nodes' images.
+    blank: Option<String>,
     switch: Switch,
     scratch: tempfile::TempDir,
 }
@@ -190,10 +219,20 @@ impl fmt::Debug for TestCluster {
 impl TestCluster {
     /// All machines of a built cluster, switched off, with fresh disks.
     pub fn new(built: &Built, label: &str) -> Self {
+        Self::with_disks(built, label, None)
+    }
+
+    /// The same with disks of this size (`20G`) that are empty.
+    pub fn blank(built: &Built, label: &str, size: &str) -> Self {
+        Self::with_disks(built, label, Some(size.to_owned()))
+    }
+
+    fn with_disks(built: &Built, label: &str, blank: Option<String>) -> Self {
         let mut cluster = Self {
             label: label.to_owned(),
             architecture: built.architecture,
             machines: vec![],
+            blank,
             switch: Switch::new(),
             scratch: tempfile::tempdir_in(folder()).expect("making a temporary folder"),
         };
@@ -306,6 +345,11 @@ impl TestCluster {
 
     fn write_image(&mut self, name: &str) {
         self.machine(name).disks += 1;
+        if let Some(size) = &self.blank {
+            let size = size.clone();
+            run(tool("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(self.disk(name)).arg(size));
+            return;
+        }
         let base = self.scratch.path().join(format!("{name}.base.qcow2"));
         if self.machine(name).disks == 1 {
             debug_overlay(&self.machine(name).node.image, &base);

@@ -11,6 +11,8 @@ use crate::qemu::overlay;
 use crate::tool::{run, run_bytes, tool};
 
 const SECTOR: u64 = 512;
+/// The kernel argument for which systemd starts a root shell on the second serial line (systemd-debug-generator(8)).
+pub const DEBUG_SHELL: &str = "systemd.debug_shell=ttyS1";
 
 /// An entry of a partition table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,7 +124,7 @@ pub fn debug_overlay(image: &Path, target: &Path) {
 /// A boot entry whose kernel starts a root shell on the second serial line; nothing if it has no options.
 fn one_more_argument(entry: &str) -> Option<String> {
     let line = |line: &str| match line.starts_with("options") {
-        true => format!("{line} systemd.debug_shell=ttyS1\n"),
+        true => format!("{line} {DEBUG_SHELL}\n"),
         false => format!("{line}\n"),
     };
     entry.lines().any(|line| line.starts_with("options")).then(|| entry.lines().map(line).collect())

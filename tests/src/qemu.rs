@@ -195,6 +195,15 @@ pub fn overlay(backing: &Path, overlay: &Path) {
     run(tool("qemu-img").args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]).args([&backing, overlay]));
 }
 
+/// How an installation medium is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// As a disk on a USB port.
+    UsbStick,
+    /// In a CD drive of a q35 machine.
+    Cd,
+}
+
 /// What a machine is to be.
 #[derive(Debug, Clone)]
 pub struct VmBuilder {
@@ -243,6 +252,21 @@ impl VmBuilder {
     /// Architecture; x86_64 otherwise.
     pub fn architecture(mut self, architecture: Architecture) -> Self {
         self.architecture = architecture;
+        self
+    }
+
+    /// An installation medium, which the firmware tries after the disk. It cannot be written to.
+    pub fn medium(mut self, image: &Path, how: Medium) -> Self {
+        let file = format!("file.driver=file,file.filename={}", escape(image));
+        self.arguments.extend(["-blockdev".into(), format!("driver=raw,node-name=medium,read-only=on,{file}")]);
+        let device = match how {
+            Medium::UsbStick => {
+                self.arguments.extend(["-device".into(), "qemu-xhci".into()]);
+                "usb-storage"
+            }
+            Medium::Cd => "ide-cd",
+        };
+        self.arguments.extend(["-device".into(), format!("{device},drive=medium,bootindex=1")]);
         self
     }
 

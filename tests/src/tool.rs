@@ -8,11 +8,13 @@ use std::process::{Command, Stdio};
 
 /// Debian package of every program the tests run. `tests/install-tools` installs these; a test compares the two.
 pub const PACKAGES: &[(&str, &str)] = &[
+    ("cmp", "diffutils"),
     ("cpio", "cpio"),
     ("depmod", "kmod"),
     ("dpkg-deb", "dpkg"),
     ("fsck.vfat", "dosfstools"),
     ("gpg", "gnupg"),
+    ("isoinfo", "genisoimage"),
     ("mcopy", "mtools"),
     ("mdir", "mtools"),
     ("mformat", "mtools"),
@@ -30,6 +32,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("skopeo", "skopeo"),
     ("unshare", "util-linux"),
     ("unsquashfs", "squashfs-tools"),
+    ("xorriso", "xorriso"),
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
 ];

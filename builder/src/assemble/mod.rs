@@ -5,6 +5,7 @@
 
 pub mod calico;
 mod image_archive;
+mod install;
 pub mod node;
 pub mod os;
 pub mod payload;
@@ -23,6 +24,8 @@ use profiles::Cluster;
 use profiles::node::{Architecture, Role};
 use serde::Serialize;
 
+pub use self::install::iso;
+use self::os::OsLayer;
 use crate::error::Failure;
 use crate::image::squashfs;
 use crate::inputs::deb::archive;
@@ -95,6 +98,14 @@ impl NodeKind {
     /// The kind of a node with these roles.
     pub fn of(roles: &BTreeSet<Role>) -> Self {
         if roles.contains(&Role::Master) || roles.contains(&Role::Worker) { Self::Pods } else { Self::Etcd }
+    }
+
+    /// Its name in names of files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pods => "pods",
+            Self::Etcd => "etcd",
+        }
     }
 }
 
@@ -191,11 +202,8 @@ pub fn firstboot(architecture: Architecture) -> Result<&'static [u8]> {
     Ok(embedded)
 }
 
-/// Writes the disk image of the node called `name` to `path`.
-///
-/// # Errors
-/// As its parts; contents that do not fit; failing I/O. Nothing is left at `path` then.
-pub fn disk(bench: &Bench<'_>, pki: &Pki, name: &str, path: &Path) -> Result<Disk> {
+/// What the disk of the node called `name` is made of, and what else is booted there.
+fn disk_plan(bench: &Bench<'_>, pki: &Pki, name: &str) -> Result<(DiskPlan, OsLayer)> {
     let cluster = bench.cluster;
     let seed = node::seed(cluster, name, pki)?;
     let kind = NodeKind::of(&cluster.node(name)?.roles);
@@ -209,7 +217,7 @@ pub fn disk(bench: &Bench<'_>, pki: &Pki, name: &str, path: &Path) -> Result<Dis
         initramfs: os.initramfs.content(),
         disk: disk_guid(&cluster_id, name),
         title: format!("imgbuild {name}"),
-        version: format!("{} {}", cluster.kubernetes.version, os.kernel_version),
+        version: version(cluster, &os),
         kernel_args: cluster.os.kernel_args.clone(),
     })?;
     let sizes = Sizes {
@@ -228,5 +236,18 @@ pub fn disk(bench: &Bench<'_>, pki: &Pki, name: &str, path: &Path) -> Result<Dis
         payload: payload.object,
         seed: node::seed_tree(&seed)?,
     };
-    disk::write(&plan, bench.store, path)
+    Ok((plan, os))
+}
+
+/// Version of an image, for boot menus.
+fn version(cluster: &Cluster, os: &OsLayer) -> String {
+    format!("{} {}", cluster.kubernetes.version, os.kernel_version)
+}
+
+/// Writes the disk image of the node called `name` to `path`.
+///
+/// # Errors
+/// As its parts; contents that do not fit; failing I/O. Nothing is left at `path` then.
+pub fn disk(bench: &Bench<'_>, pki: &Pki, name: &str, path: &Path) -> Result<Disk> {
+    disk::write(&disk_plan(bench, pki, name)?.0, bench.store, path)
 }

@@ -19,6 +19,8 @@ use crate::tree::{Content, FileTree, initramfs, os, overlay};
 
 /// Raised when the code below makes another OS layer out of the same inputs.
 const STEP_VERSION: u32 = 1;
+/// The same for the installer's initramfs.
+const INSTALLER_VERSION: u32 = 1;
 
 /// zstd level of the initramfs: it is small, and written once for all nodes.
 const INITRAMFS_LEVEL: i32 = 10;
@@ -58,18 +60,23 @@ pub struct OsLayer {
 /// Packages that do not make a bootable root, a library that is missing, a file of the wrong architecture.
 pub fn build(bench: &Bench<'_>, kind: NodeKind) -> Result<OsLayer> {
     let firstboot = firstboot(bench.architecture())?;
+    let key = key(bench, kind, firstboot, "os", STEP_VERSION)?;
+    bench.store.cached(&key, "OS layer", || assemble(bench, kind, firstboot).context("assembling the OS layer"))
+}
+
+/// Everything that a step which assembles the root depends on.
+fn key(bench: &Bench<'_>, kind: NodeKind, firstboot: &[u8], step: &str, version: u32) -> Result<Digest> {
     let os = &bench.cluster.os;
-    let key = step_key(
-        "os",
-        STEP_VERSION,
+    step_key(
+        step,
+        version,
         &(
             (&bench.sources.os, &bench.sources.files, bench.sources.epoch, binaries(bench, kind)?),
             bench.sources.vendor.of_root(),
             format!("{:?} {:?} {:?}", os.distribution, os.architecture, os.alternatives),
             (Digest::of(firstboot), overlays_digest(bench, kind)?, bench.squashfs().block_size, bench.squashfs().level),
         ),
-    )?;
-    bench.store.cached(&key, "OS layer", || assemble(bench, kind, firstboot).context("assembling the OS layer"))
+    )
 }
 
 fn assemble(bench: &Bench<'_>, kind: NodeKind, firstboot: &'static [u8]) -> Result<OsLayer> {
@@ -83,19 +90,33 @@ fn assemble(bench: &Bench<'_>, kind: NodeKind, firstboot: &'static [u8]) -> Resu
     let (kernel_version, kernel) = initramfs::kernel_image(&root.tree)?;
     efi::check(bench.store, &kernel, bench.architecture(), &format!("the kernel {kernel_version}"))?;
     let init = Content::Bytes(firstboot.into());
-    let files = initramfs::initramfs(bench.store, &root.tree, &root.modules, init, &initramfs::Options::default())?;
+    let initramfs = pack_initramfs(bench, &root, init, &initramfs::Options::default())?;
+    let boot_loader = boot_loader(bench, &root.tree)?;
+    let packed = squashfs::pack(&root.tree, bench.store, &bench.squashfs()).context("packing the root")?;
+    Ok(OsLayer { root: packed, kernel_version, kernel: part(bench, &kernel)?, initramfs, boot_loader })
+}
+
+fn pack_initramfs(bench: &Bench<'_>, root: &os::Os, init: Content, options: &initramfs::Options) -> Result<Part> {
+    let files = initramfs::initramfs(bench.store, &root.tree, &root.modules, init, options)?;
     let mut writer = bench.store.writer()?;
     cpio::write_zstd(&files, bench.store, bench.sources.epoch, INITRAMFS_LEVEL, bench.jobs.get(), &mut writer)
         .context("packing the initramfs")?;
     let (object, size) = writer.commit(None)?;
-    let boot_loader = boot_loader(bench, &root.tree)?;
-    let packed = squashfs::pack(&root.tree, bench.store, &bench.squashfs()).context("packing the root")?;
-    Ok(OsLayer {
-        root: packed,
-        kernel_version,
-        kernel: part(bench, &kernel)?,
-        initramfs: Part { object, size },
-        boot_loader,
+    Ok(Part { object, size })
+}
+
+/// The initramfs of an installation medium, made or found in the store. It goes with the kernel of [`build`].
+///
+/// # Errors
+/// As [`build`]; a kernel that cannot read a medium.
+pub fn installer(bench: &Bench<'_>, kind: NodeKind) -> Result<Part> {
+    let firstboot = firstboot(bench.architecture())?;
+    let key = key(bench, kind, firstboot, "installer", INSTALLER_VERSION)?;
+    bench.store.cached(&key, "the installer's initramfs", || {
+        tracing::info!("assembling the installer's initramfs");
+        let options = initramfs::Options { installer: true, ..initramfs::Options::default() };
+        pack_initramfs(bench, &root(bench, kind)?, Content::Bytes(firstboot.into()), &options)
+            .context("assembling the installer's initramfs")
     })
 }
 

@@ -10,11 +10,13 @@ use anyhow::{Context, Result, anyhow, bail};
 use hadris_fat::sync::{FatFs, format};
 use hadris_fat::{FatKind, FatOptions, VolumeLabel};
 use hadris_fs::sync::{FileSystem, Volume};
-use hadris_fs::{FileType, MountOptions, OpenOptions};
+use hadris_fs::{MountOptions, OpenOptions};
 use hadris_storage::host::FileDevice;
 use hadris_storage::{BlockSize, Partition};
 
 use super::squashfs::Source;
+use super::volume;
+pub use super::volume::Contents;
 use crate::store::Store;
 use crate::tree::{Content, FileTree, Kind};
 
@@ -24,9 +26,6 @@ const SECTOR: u64 = 512;
 const CHUNK: u64 = 1 << 20;
 /// Most a file may have: its directory entry has 32 bits for the size.
 const FILE_MAX: u64 = u32::MAX as u64;
-/// Deepest folder that is read, and most names: a damaged folder may contain itself.
-const DEPTH_MAX: usize = 16;
-const NAMES_MAX: usize = 65_536;
 
 /// Which FAT. A volume is FAT32 by its number of clusters alone, at least 65525 (Microsoft's FAT specification, 3.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,17 +177,6 @@ fn copy<F: FileSystem>(volume: &Volume<F>, source: &Source<'_>, path: &str, cont
     out.close().map_err(|e| anyhow!("closing `{path}`: {e}"))
 }
 
-/// A volume, read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Contents {
-    /// Volume label.
-    pub label: String,
-    /// Size of every file by path.
-    pub files: BTreeMap<String, u64>,
-    /// Bytes of the files that were asked for.
-    pub bytes: BTreeMap<String, Vec<u8>>,
-}
-
 /// Reads the volume at `offset` of `file`: all names, and the bytes of those files of at most 1 MiB that `want` picks.
 ///
 /// # Errors
@@ -199,36 +187,7 @@ pub fn read(file: &File, offset: u64, size: u64, want: impl Fn(&str) -> bool) ->
         FatFs::mount(device, MountOptions::new().read_only()).map_err(|e| anyhow!("opening the volume: {e}"))?;
     let mut name = [0; 64];
     let label = fs.label(&mut name).map_err(|e| anyhow!("reading the label: {e}"))?.unwrap_or_default().to_owned();
-    let volume = Volume::new(fs);
-    let (mut files, mut bytes) = (BTreeMap::new(), BTreeMap::new());
-    let mut folders = vec![(String::new(), 0)];
-    let mut names = 0;
-    while let Some((folder, depth)) = folders.pop() {
-        if depth > DEPTH_MAX {
-            bail!("folders are nested more than {DEPTH_MAX} deep");
-        }
-        let list = volume.read_dir(format!("/{folder}")).map_err(|e| anyhow!("listing `{folder}`: {e}"))?;
-        for entry in list {
-            let entry = entry.map_err(|e| anyhow!("listing `{folder}`: {e}"))?;
-            names += 1;
-            if names > NAMES_MAX {
-                bail!("the volume has more than {NAMES_MAX} names");
-            }
-            let name = entry.name().to_str().map_err(|_| anyhow!("a name in `{folder}` is not UTF-8"))?;
-            let path = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
-            if entry.file_type() == FileType::Dir {
-                folders.push((path, depth + 1));
-                continue;
-            }
-            let len = volume.metadata(format!("/{path}")).map_err(|e| anyhow!("looking at `{path}`: {e}"))?.len();
-            if want(&path) && len <= CHUNK {
-                let content = volume.read(format!("/{path}")).map_err(|e| anyhow!("reading `{path}`: {e}"))?;
-                bytes.insert(path.clone(), content);
-            }
-            files.insert(path, len);
-        }
-    }
-    Ok(Contents { label, files, bytes })
+    volume::contents(label, &Volume::new(fs), CHUNK, want)
 }
 
 #[cfg(test)]

@@ -5,8 +5,10 @@
 pub mod cpio;
 pub mod fat;
 pub mod gpt;
+pub mod iso9660;
 pub mod oci;
 pub mod squashfs;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 pub(crate) mod testing;
+pub mod volume;

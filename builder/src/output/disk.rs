@@ -19,13 +19,13 @@ use crate::image::gpt::{self, ALIGN, BACKUP_SECTORS, NO_AUTO, Partition, SECTOR,
 use crate::store::{Digest, Store};
 use crate::tree::FileTree;
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 /// Size of the seed's partition: certificates and profile are some 100 KiB.
 const SEED_SIZE: u64 = 16 * MIB;
 /// Least room for data in the image; the partition grows to the end of the disk on first boot.
 const DATA_MIN: u64 = 64 * MIB;
 /// Free space beyond the contents that a build wants to see: partition tables, FATs, and the filesystem's own blocks.
-const SLACK: u64 = 16 * MIB;
+pub(super) const SLACK: u64 = 16 * MIB;
 
 /// Sizes in bytes, multiples of 1 MiB: the `[disk]` section of the cluster file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,20 +132,47 @@ pub fn layout(plan: &DiskPlan) -> Result<Table> {
 /// # Errors
 /// Contents larger than their partition (the message names the setting and the number), too little free space, or failing I/O.
 pub fn write(plan: &DiskPlan, store: &Store, path: &Path) -> Result<Disk> {
-    let table = layout(plan)?;
-    let volumes = Volumes::check(plan, &table)?;
-    let (root, payload) = open_images(plan, store, &table)?;
+    let checked = Checked::new(plan, store)?;
+    let Checked { root, payload, volumes, .. } = &checked;
     check_space(path, root.len + payload.len + volumes.bytes + SLACK)?;
     let placed = Placed::new(path)?;
-    let mut file = placed.file();
-    file.set_len(plan.sizes.disk).map_err(|e| Failure::io(format!("writing {}", path.display()), e))?;
-    gpt::write(&mut file, &table).with_context(|| format!("writing {}", path.display()))?;
-    fat::write(&plan.esp, store, &volumes.esp, file).context("writing the EFI system partition")?;
-    fat::write(&plan.seed, store, &volumes.seed, file).context("writing the seed partition")?;
-    root.copy(file)?;
-    payload.copy(file)?;
+    checked.frame(store, placed.file()).with_context(|| format!("writing {}", path.display()))?;
+    let Checked { root, payload, table, .. } = checked;
+    root.copy(placed.file())?;
+    payload.copy(placed.file())?;
     placed.finish()?;
     Ok(Disk { path: path.to_owned(), size: plan.sizes.disk, table })
+}
+
+/// A plan whose contents are known to fit.
+pub(super) struct Checked<'a> {
+    plan: &'a DiskPlan,
+    pub(super) table: Table,
+    volumes: Volumes,
+    pub(super) root: Image,
+    pub(super) payload: Image,
+}
+
+impl<'a> Checked<'a> {
+    /// Checks a plan, its images included: they are in the store, and are what their names say.
+    ///
+    /// # Errors
+    /// As [`write`], but for space.
+    pub(super) fn new(plan: &'a DiskPlan, store: &Store) -> Result<Self> {
+        let table = layout(plan)?;
+        let volumes = Volumes::check(plan, &table)?;
+        let (root, payload) = open_images(plan, store, &table)?;
+        Ok(Self { plan, table, volumes, root, payload })
+    }
+
+    /// Writes everything but root and payload to an empty file: the partition table, the EFI system partition and the seed.
+    pub(super) fn frame(&self, store: &Store, mut file: &File) -> Result<()> {
+        let Self { plan, table, volumes, .. } = self;
+        file.set_len(plan.sizes.disk).map_err(|e| Failure::io("making the disk's file", e))?;
+        gpt::write(&mut file, table)?;
+        fat::write(&plan.esp, store, &volumes.esp, file).context("writing the EFI system partition")?;
+        fat::write(&plan.seed, store, &volumes.seed, file).context("writing the seed partition")
+    }
 }
 
 /// Opens both images at a time: the store hashes what this process has not read yet.
@@ -164,7 +191,7 @@ fn find<'a>(table: &'a Table, label: &str) -> Result<&'a Partition> {
 }
 
 /// Bytes as people write them in the cluster file.
-fn mib(bytes: u64) -> String {
+pub(super) fn mib(bytes: u64) -> String {
     format!("{}MiB", bytes.div_ceil(MIB))
 }
 
@@ -205,11 +232,12 @@ impl Volumes {
 }
 
 /// A squashfs of the store that goes into a partition.
-struct Image {
+pub(super) struct Image {
     file: File,
-    digest: Digest,
-    len: u64,
-    at: u64,
+    pub(super) digest: Digest,
+    /// Its length, and where on the disk it begins, in bytes.
+    pub(super) len: u64,
+    pub(super) at: u64,
 }
 
 impl Image {
@@ -237,7 +265,7 @@ impl Image {
 }
 
 /// Refuses to begin what cannot end. The folder need not be there yet: its nearest parent is measured.
-fn check_space(path: &Path, content: u64) -> Result<()> {
+pub(super) fn check_space(path: &Path, content: u64) -> Result<()> {
     let folder = folder(path).ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
     let stat = rustix::fs::statvfs(folder).with_context(|| format!("measuring free space in {}", folder.display()))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);

@@ -16,9 +16,9 @@ use crate::tree::{Content, Entry, FileTree, Kind};
 use profiles::node::Architecture;
 
 const MIB: u64 = 1 << 20;
-const GOLDEN: u32 = 1_600_000_000;
+pub(super) const GOLDEN: u32 = 1_600_000_000;
 
-fn squashfs(store: &Store, jobs: usize, files: &[(&str, &[u8])]) -> crate::store::Digest {
+pub(super) fn squashfs(store: &Store, jobs: usize, files: &[(&str, &[u8])]) -> crate::store::Digest {
     let mut tree = FileTree::new();
     for (path, bytes) in files {
         tree.insert(path, Entry::file(*bytes, 0o644)).unwrap();
@@ -28,28 +28,34 @@ fn squashfs(store: &Store, jobs: usize, files: &[(&str, &[u8])]) -> crate::store
 }
 
 fn plan(store: &Store, jobs: usize) -> DiskPlan {
+    plan_of(store, jobs, "master-1")
+}
+
+pub(super) fn plan_of(store: &Store, jobs: usize, node: &str) -> DiskPlan {
     let bytes = |text: &str| Content::Bytes(text.as_bytes().into());
     let esp = esp_tree(&EspParts {
         architecture: Architecture::Amd64,
         boot_loader: bytes("loader"),
         kernel: bytes("kernel"),
         initramfs: Content::Bytes(vec![9; 5_000_000].into()),
-        disk: disk_guid("lab-1", "master-1"),
-        title: "lab master-1".into(),
+        disk: disk_guid("lab-1", node),
+        title: format!("lab {node}"),
         version: "0.1.0".into(),
         kernel_args: vec![],
     })
     .unwrap();
     let mut seed = FileTree::new();
-    let user = "#cloud-config\nhostname: master-1\nimgbuild:\n  schema: 1\n  profile: {node: {name: master-1}}\n  \
-                secrets:\n    /etc/kubernetes/pki/ca.key: |\n      TOP SECRET\n";
-    seed.insert("meta-data", Entry::file(*b"instance-id: lab-1-master-1-0\nlocal-hostname: master-1\n", 0o600))
-        .unwrap();
-    seed.insert("user-data", Entry::file(user.as_bytes(), 0o600)).unwrap();
+    let user = format!(
+        "#cloud-config\nhostname: {node}\nimgbuild:\n  schema: 1\n  profile: {{node: {{name: {node}}}}}\n  \
+         secrets:\n    /etc/kubernetes/pki/ca.key: |\n      TOP SECRET\n"
+    );
+    let meta = format!("instance-id: lab-1-{node}-0\nlocal-hostname: {node}\n");
+    seed.insert("meta-data", Entry::file(meta.into_bytes(), 0o600)).unwrap();
+    seed.insert("user-data", Entry::file(user.into_bytes(), 0o600)).unwrap();
     seed.insert("network-config", Entry::file(*b"version: 2\n", 0o600)).unwrap();
     DiskPlan {
         cluster_id: "lab-1".into(),
-        node: "master-1".into(),
+        node: node.to_owned(),
         architecture: Architecture::Amd64,
         sizes: Sizes { disk: 1024 * MIB, esp: 64 * MIB, root: 32 * MIB, payload: 32 * MIB },
         esp,

@@ -12,6 +12,8 @@ use crate::tree::{Content, Entry, FileTree, Kind};
 const TRIES: u32 = 3;
 /// Seconds the boot menu is shown.
 const MENU_SECONDS: u32 = 3;
+/// The screen, and the serial line that servers' management controllers show; the last one is /dev/console.
+const CONSOLES: &str = "console=tty0 console=ttyS0,115200";
 
 /// What goes onto the partition.
 #[derive(Debug, Clone)]
@@ -35,9 +37,29 @@ pub struct EspParts {
 }
 
 /// The kernel command line of slot a (docs/contracts.md, section 4).
-pub fn kernel_command_line(disk: Uuid, kernel_args: &[String]) -> String {
-    let fixed = [format!("imgbuild.disk={disk} imgbuild.slot=a console=tty0 console=ttyS0,115200")];
-    fixed.iter().chain(kernel_args).map(String::as_str).collect::<Vec<_>>().join(" ")
+///
+/// # Errors
+/// A kernel argument that would break a boot loader entry.
+fn kernel_command_line(disk: Uuid, kernel_args: &[String]) -> Result<String> {
+    kernel_options(&format!("imgbuild.disk={disk} imgbuild.slot=a"), kernel_args)
+}
+
+/// Our own arguments, the consoles, and the cluster file's arguments.
+///
+/// # Errors
+/// A kernel argument that would break a boot loader entry.
+pub(super) fn kernel_options(ours: &str, kernel_args: &[String]) -> Result<String> {
+    kernel_args.iter().try_for_each(|argument| check(argument))?;
+    let all = [ours, CONSOLES].into_iter().chain(kernel_args.iter().map(String::as_str));
+    Ok(all.collect::<Vec<_>>().join(" "))
+}
+
+/// A value in a boot loader entry ends with its line.
+fn check(value: &str) -> Result<()> {
+    if value.contains(['\n', '\r', '\0']) || value.trim().is_empty() {
+        bail!("{value:?} cannot stand in a boot loader entry");
+    }
+    Ok(())
 }
 
 /// Where firmware looks for a boot loader on a disk it does not know (UEFI 3.5.1.1; LoongArch: edk2's `UefiSpec.h`), and
@@ -56,28 +78,80 @@ fn loader_paths(architecture: Architecture) -> &'static [&'static str] {
 /// # Errors
 /// A title, version or kernel argument that would break a boot loader entry.
 pub fn esp_tree(parts: &EspParts) -> Result<FileTree> {
-    let EspParts { title, version, kernel_args, .. } = parts;
-    for value in kernel_args.iter().chain([title, version]) {
-        if value.contains(['\n', '\r', '\0']) || value.trim().is_empty() {
-            bail!("{value:?} cannot stand in a boot loader entry");
+    Menu {
+        architecture: parts.architecture,
+        boot_loader: &parts.boot_loader,
+        kernel: &parts.kernel,
+        initramfs: &parts.initramfs,
+        folder: "imgbuild/a",
+        version: &parts.version,
+        seconds: MENU_SECONDS,
+        default: "imgbuild-*",
+        entries: vec![MenuEntry {
+            name: format!("imgbuild-a+{TRIES}"),
+            sort_key: "imgbuild".to_owned(),
+            title: parts.title.clone(),
+            options: kernel_command_line(parts.disk, &parts.kernel_args)?,
+        }],
+    }
+    .tree()
+}
+
+/// systemd-boot, and what it offers: several ways to start one kernel with one initramfs.
+pub(super) struct Menu<'a> {
+    pub architecture: Architecture,
+    pub boot_loader: &'a Content,
+    pub kernel: &'a Content,
+    pub initramfs: &'a Content,
+    /// Where kernel and initramfs lie.
+    pub folder: &'a str,
+    /// Version of the image; systemd-boot sorts by it.
+    pub version: &'a str,
+    /// How long the menu is shown.
+    pub seconds: u32,
+    /// The entry that is started then: a pattern for file names.
+    pub default: &'a str,
+    pub entries: Vec<MenuEntry>,
+}
+
+/// A way to start it.
+pub(super) struct MenuEntry {
+    /// File name without `.conf`.
+    pub name: String,
+    /// The menu is sorted by it.
+    pub sort_key: String,
+    /// Name in the menu.
+    pub title: String,
+    /// The kernel command line.
+    pub options: String,
+}
+
+impl Menu<'_> {
+    /// The files of an EFI system partition.
+    ///
+    /// # Errors
+    /// A title, version or command line that would break a boot loader entry.
+    pub(super) fn tree(&self) -> Result<FileTree> {
+        let Self { folder, version, seconds, default, .. } = self;
+        let mut tree = FileTree::new();
+        for path in loader_paths(self.architecture) {
+            tree.insert(path, file(self.boot_loader))?;
         }
+        tree.insert(&format!("{folder}/vmlinuz"), file(self.kernel))?;
+        tree.insert(&format!("{folder}/initramfs.cpio.zst"), file(self.initramfs))?;
+        let loader = format!("timeout {seconds}\ndefault {default}\nconsole-mode keep\n");
+        tree.insert("loader/loader.conf", Entry::file(loader.into_bytes(), 0o644))?;
+        for MenuEntry { name, sort_key, title, options } in &self.entries {
+            [title.as_str(), *version, options.as_str()].into_iter().try_for_each(check)?;
+            // The Boot Loader Specification, type 1 (uapi-group.org/specifications/specs/boot_loader_specification).
+            let entry = format!(
+                "title {title}\nsort-key {sort_key}\nversion {version}\nlinux /{folder}/vmlinuz\n\
+                 initrd /{folder}/initramfs.cpio.zst\noptions {options}\n"
+            );
+            tree.insert(&format!("loader/entries/{name}.conf"), Entry::file(entry.into_bytes(), 0o644))?;
+        }
+        Ok(tree)
     }
-    let mut tree = FileTree::new();
-    for path in loader_paths(parts.architecture) {
-        tree.insert(path, file(&parts.boot_loader))?;
-    }
-    tree.insert("imgbuild/a/vmlinuz", file(&parts.kernel))?;
-    tree.insert("imgbuild/a/initramfs.cpio.zst", file(&parts.initramfs))?;
-    let loader = format!("timeout {MENU_SECONDS}\ndefault imgbuild-*\nconsole-mode keep\n");
-    tree.insert("loader/loader.conf", Entry::file(loader.into_bytes(), 0o644))?;
-    // The Boot Loader Specification, type 1 (uapi-group.org/specifications/specs/boot_loader_specification).
-    let entry = format!(
-        "title {title}\nsort-key imgbuild\nversion {version}\nlinux /imgbuild/a/vmlinuz\n\
-         initrd /imgbuild/a/initramfs.cpio.zst\noptions {}\n",
-        kernel_command_line(parts.disk, kernel_args)
-    );
-    tree.insert(&format!("loader/entries/imgbuild-a+{TRIES}.conf"), Entry::file(entry.into_bytes(), 0o644))?;
-    Ok(tree)
 }
 
 fn file(content: &Content) -> Entry {

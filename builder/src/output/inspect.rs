@@ -197,7 +197,7 @@ fn look_at_squashfs(file: &File, partition: &gpt::Partition) -> Result<Volume> {
     Ok(Volume::Squashfs(Box::new(out)))
 }
 
-fn mib(bytes: u64) -> String {
+pub(super) fn mib(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 

@@ -5,8 +5,18 @@
 pub mod disk;
 pub mod esp;
 pub mod inspect;
+pub mod inspect_iso;
+pub mod iso;
+pub mod medium;
+mod pieces;
 mod place;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod disk_tests;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod iso_tests;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod medium_tests;

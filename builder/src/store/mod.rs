@@ -172,6 +172,12 @@ impl Store {
         Scratch::new(&self.root)
     }
 
+    /// A file without a name, for the process's eyes only: what a killed build had in it is gone.
+    pub fn nameless(&self) -> Result<File> {
+        let making = |e| Failure::io(format!("making a file in the store {}", self.root.display()), e);
+        Ok(tempfile::tempfile_in(self.root.join("work")).map_err(making)?)
+    }
+
     /// What the step with this key made last time, if all of its objects are still there with their sizes.
     pub fn step<T: for<'de> Deserialize<'de>>(&self, key: &Digest) -> Option<T> {
         let bytes = std::fs::read(self.step_path(key)).ok()?;

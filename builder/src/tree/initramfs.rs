@@ -79,9 +79,42 @@ const MATCHED: &[&str] = &[
     "virtio_input",
 ];
 
+/// Drivers of network cards, for an installer that tells machines by their MAC addresses: those of servers, of virtual machines,
+/// and of Loongson's chipsets.
+const NETWORK: &[&str] = &[
+    "virtio_net",
+    "vmxnet3",
+    "hv_netvsc",
+    "xen_netfront",
+    "e1000",
+    "e1000e",
+    "igb",
+    "igc",
+    "ixgbe",
+    "i40e",
+    "ice",
+    "bnxt_en",
+    "tg3",
+    "r8169",
+    "mlx4_core",
+    "mlx4_en",
+    "mlx5_core",
+    "be2net",
+    "hns3",
+    "txgbe",
+    "ngbe",
+    "dwmac_loongson",
+    "stmmac_pci",
+];
+
+/// Modules without which an installer finds no medium.
+const MEDIUM: &[&str] = &["isofs", "sr_mod", "usb_storage"];
+
 /// What decides about the initramfs besides the kernel.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
+    /// Whether it is that of an installation medium: with drivers of network cards, and sure to read the medium.
+    pub installer: bool,
     /// Further modules to be loaded always; each must exist.
     pub always: Vec<String>,
     /// Further modules to be loaded when hardware asks; each must exist.
@@ -178,6 +211,10 @@ fn pick(modules: &Modules, options: &Options) -> Result<Picked> {
     load_order(&modules.modules)?;
     let mut wanted: Vec<(&str, bool, bool)> = ALWAYS.iter().map(|(name, must)| (*name, true, *must)).collect();
     wanted.extend(MATCHED.iter().map(|name| (*name, false, false)));
+    if options.installer {
+        wanted.extend(NETWORK.iter().map(|name| (*name, false, false)));
+        wanted.extend(MEDIUM.iter().map(|name| (*name, false, true)));
+    }
     wanted.extend(options.always.iter().map(|name| (name.as_str(), true, true)));
     wanted.extend(options.matched.iter().map(|name| (name.as_str(), false, true)));
     let mut missing = Vec::new();
@@ -306,6 +343,22 @@ mod tests {
         modules.builtin.clear();
         let error = pick(&modules, &Options::default()).err().unwrap().to_string();
         assert_eq!(error, "kernel 6.1 lacks modules that every node needs: squashfs, overlay, vfat");
+    }
+
+    #[test]
+    fn an_installer_has_network_cards_and_reads_media() {
+        let mut modules = modules();
+        let missing = pick(&modules, &Options { installer: true, ..Options::default() }).err().unwrap().to_string();
+        assert_eq!(missing, "kernel 6.1 lacks modules that every node needs: isofs, sr_mod, usb_storage");
+        modules.builtin.extend(["isofs", "usb_storage"].map(str::to_owned));
+        modules.modules.extend([module("sr_mod", &[7], ""), module("cdrom", &[], ""), module("igb", &[], "")]);
+        let names = |installer| {
+            let picked = pick(&modules, &Options { installer, ..Options::default() }).unwrap();
+            let name = |(at, _): &(usize, bool)| modules.modules[*at].name.clone();
+            picked.order.iter().map(name).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(names(false), "crc32c_generic jbd2 ext4 nvme_core nvme cdrom sr_mod");
+        assert_eq!(names(true), "crc32c_generic jbd2 ext4 nvme_core nvme cdrom sr_mod igb");
     }
 
     #[test]

@@ -94,6 +94,9 @@ pub struct Options {
 pub enum Output {
     /// A raw disk image, <out>/<node>.img, to be written to the machine's disk
     Disk,
+    /// An archive for machines whose operating system is installed already, <out>/imgbuild-<cluster>-<architecture>.tar.zst,
+    /// with the seeds of all nodes that are asked for; unpack it there and run ./install (docs/bundle.md)
+    Bundle,
 }
 
 /// How messages look.

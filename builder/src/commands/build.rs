@@ -3,11 +3,12 @@
 //! `imgbuild [build]`: the images of one node or of all.
 
 use std::fs;
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::assemble::{self, Bench, calico, vendor};
+use crate::assemble::{self, Bench, bundle, calico, vendor};
 use crate::cli::{Options, Output};
 use crate::commands::{ClusterFile, inputs, jobs, open_store, say};
 use crate::error::Failure;
@@ -25,13 +26,23 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let pki = file.pki()?;
     let creating = |error| Failure::io(format!("creating {}", options.out.display()), error);
     fs::create_dir_all(&options.out).map_err(creating)?;
-    for name in nodes {
-        for output in &options.output {
-            let begun = Instant::now();
-            let path = match output {
-                Output::Disk => assemble::disk(&bench, &pki, &name, &options.out.join(format!("{name}.img")))?.path,
-            };
-            tracing::info!("{} is ready ({:.1}s)", path.display(), begun.elapsed().as_secs_f32());
+    let done = |path: &Path, begun: Instant| {
+        tracing::info!("{} is ready ({:.1}s)", path.display(), begun.elapsed().as_secs_f32());
+    };
+    for output in &options.output {
+        match output {
+            Output::Disk => {
+                for name in &nodes {
+                    let begun = Instant::now();
+                    let disk = assemble::disk(&bench, &pki, name, &options.out.join(format!("{name}.img")))?;
+                    done(&disk.path, begun);
+                }
+            }
+            Output::Bundle => {
+                let begun = Instant::now();
+                let path = options.out.join(bundle::file_name(&bench));
+                done(&bundle::bundle(&bench, &pki, &nodes, &path)?, begun);
+            }
         }
     }
     Ok(())

@@ -10,3 +10,4 @@ pub mod squashfs;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 pub(crate) mod testing;
+pub mod zst;

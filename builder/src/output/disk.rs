@@ -237,13 +237,13 @@ impl Image {
 }
 
 /// Refuses to begin what cannot end. The folder need not be there yet: its nearest parent is measured.
-fn check_space(path: &Path, content: u64) -> Result<()> {
+pub(super) fn check_space(path: &Path, content: u64) -> Result<()> {
     let folder = folder(path).ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
     let stat = rustix::fs::statvfs(folder).with_context(|| format!("measuring free space in {}", folder.display()))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     if free < content {
         let message =
-            format!("{} has {} of free space, and the image needs {}", folder.display(), mib(free), mib(content));
+            format!("{} has {} of free space, and the output needs {}", folder.display(), mib(free), mib(content));
         return Err(Failure::environment(message).hint("free some space, or name another folder with --out").into());
     }
     Ok(())

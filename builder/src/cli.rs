@@ -96,6 +96,9 @@ pub enum Output {
     Disk,
     /// One image for all nodes asked for, <out>/<cluster>.iso, for a USB stick, a CD or virtual media: it installs them
     Iso,
+    /// An archive for machines whose operating system is installed already, <out>/imgbuild-<cluster>-<architecture>.tar.zst,
+    /// with the seeds of all nodes that are asked for; unpack it there and run ./install (docs/bundle.md)
+    Bundle,
 }
 
 /// How messages look.

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
+use crate::bundle::{Disk, Install, Machine, Origin, Uninstall};
 use crate::console::Console;
 use crate::context::{Cx, PAYLOAD_DIR, RUN_DIR, STATE_DIR, below};
 use crate::engine::{State, converge};
@@ -22,7 +23,7 @@ use crate::node::{NodePlan, Owners, difference};
 use crate::runner::RealRunner;
 use crate::seed::{EverConverged, RawSeed, document, medium};
 use crate::status::{FailureStatus, Phase, Status, StatusFile, StepState};
-use crate::{health, init, payload, rendered, routes, seed, status, steps};
+use crate::{bundle, health, init, payload, rendered, routes, seed, status, steps};
 
 /// Makes this node what its profile says.
 #[derive(Debug, Parser)]
@@ -78,6 +79,25 @@ enum Commands {
     /// Add routes to the pods of nodes that joined later, and publish this node's (imgbuild-routes.timer runs this)
     #[command(after_help = routes::EXIT_CODES)]
     Routes,
+    /// Make this machine, whose operating system is installed already, a node (`./install` of a bundle runs this)
+    #[command(after_help = EXIT_CODES)]
+    HostInstall {
+        /// The unpacked bundle
+        #[arg(long, value_name = "DIR")]
+        bundle: PathBuf,
+        /// The node to become [default: by a NoCloud seed, by MAC address, by address]
+        #[arg(long, value_name = "NODE")]
+        profile: Option<String>,
+        /// Only say what is in the way; changes nothing
+        #[arg(long)]
+        check: bool,
+    },
+    /// Take back what `host-install` and firstboot changed on this machine (`./uninstall` of a bundle runs this)
+    HostUninstall {
+        /// Also if the node belongs to a cluster: its data goes
+        #[arg(long)]
+        yes: bool,
+    },
     /// Run a program with DIR as its root (the initramfs uses this on itself)
     #[command(hide = true, name = "in-root")]
     InRoot {
@@ -106,6 +126,10 @@ pub fn main() -> ExitCode {
         Commands::Plan { json, root } => report(show_plan(&root, json)),
         Commands::Health { json, root } => health::run(&root, json),
         Commands::Routes => report(routes::run(&mut |line| print(&format!("{line}\n")))),
+        Commands::HostInstall { bundle, profile, check } => {
+            on_host(|machine| bundle::install(machine, &Install { bundle, profile, check_only: check }))
+        }
+        Commands::HostUninstall { yes } => on_host(|machine| bundle::uninstall(machine, Uninstall { yes })),
         Commands::InRoot { dir, argv } => report(init::in_root::exec(&dir, &argv)),
     };
     ExitCode::from(code)
@@ -120,6 +144,25 @@ fn report(result: Result<()>) -> u8 {
         eprintln!("hint: {}", failure.hint);
     }
     failure.exit.code()
+}
+
+/// A change of a host, told on stdout.
+fn on_host(change: impl FnOnce(&Machine<'_>) -> Result<()>) -> u8 {
+    let (runner, host) = (RealRunner, RealHost::new());
+    let console = Console::new(Vec::new(), Box::new(std::io::stdout()));
+    let name = rustix::system::uname();
+    let root = Path::new("/");
+    let machine = Machine {
+        disk: Disk::new(root),
+        runner: &runner,
+        host: &host,
+        console: &console,
+        seeds: &medium::Devices { runner: &runner },
+        is_root: rustix::process::geteuid().is_root(),
+        architecture: name.machine().to_string_lossy().into_owned(),
+        kernel: name.release().to_string_lossy().into_owned(),
+    };
+    report(change(&machine))
 }
 
 /// Prints to stdout; a closed pipe is not an error.
@@ -186,8 +229,12 @@ fn try_apply(
     let _lock = lock(root).map_err(at("start", Exit::Internal, "wait for the other firstboot, or stop it"))?;
     let journal = Journal::open(&journal_path(root)).map_err(at("start", Exit::Internal, disk_hint))?;
     let runner = RealRunner;
+    let origin = Origin::of(root).map_err(at("start", Exit::Internal, disk_hint))?;
+    status.update(|status| status.origin = origin);
     let sources = medium::Devices { runner: &runner };
-    let seed = seed::obtain(root, &sources, EverConverged(journal.ever_converged()), console).map_err(at(
+    // The seed of a bundle is there already; a medium has no say.
+    let settled = EverConverged(journal.ever_converged() || origin == Origin::Bundle);
+    let seed = seed::obtain(root, &sources, settled, console).map_err(at(
         "seed",
         Exit::Seed,
         "attach the seed medium and restart firstboot.service",
@@ -198,7 +245,7 @@ fn try_apply(
         Exit::Internal,
         "the payload partition is not mounted or broken: re-image the disk",
     ))?;
-    let plan = rendered::plan(&seed, payload).map_err(at("seed", Exit::Seed, ""))?;
+    let plan = rendered::plan(&seed, payload, origin).map_err(at("seed", Exit::Seed, ""))?;
     status.update(|status| status.node.clone_from(&plan.profile.node.name));
     if journal.converged() == Some(plan.digest.as_str()) && unchanged(root, &plan) {
         status.update(|status| status.phase = Phase::Converged);
@@ -230,7 +277,7 @@ fn journal_path(root: &Path) -> PathBuf {
 }
 
 /// Two of us would undo each other's work.
-fn lock(root: &Path) -> Result<File> {
+pub(crate) fn lock(root: &Path) -> Result<File> {
     let path = below(root, RUN_DIR).join("firstboot.lock");
     std::fs::create_dir_all(below(root, RUN_DIR)).context("creating /run/imgbuild")?;
     let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
@@ -297,7 +344,7 @@ fn show_plan(root: &Path, json: bool) -> Result<()> {
     };
     let seed = document::parse(&raw.meta_data, &raw.user_data)?;
     let payload = payload::read(&below(root, PAYLOAD_DIR).join("payload.json"))?;
-    let plan = rendered::plan(&seed, payload)?;
+    let plan = rendered::plan(&seed, payload, Origin::of(root)?)?;
     let steps = steps::for_profile(&plan.profile)?;
     let scratch = Scratch::copy_of(Journal::read(&journal_path(root)))?;
     let console = Console::new(Vec::new(), Box::new(std::io::sink()));
@@ -385,7 +432,7 @@ mod tests {
         write("opt/imgbuild/payload.json", payload);
         let seed = document::parse(b"instance-id: a", user_data.as_bytes()).unwrap();
         let payload = payload::read(&node.path().join("opt/imgbuild/payload.json")).unwrap();
-        let plan = rendered::plan(&seed, payload).unwrap();
+        let plan = rendered::plan(&seed, payload, Origin::Image).unwrap();
         for file in &plan.files {
             let path = below(node.path(), &file.path);
             match &file.kind {
@@ -435,12 +482,12 @@ mod tests {
         let seed = RawSeed::read(&node.path().join("var/lib/imgbuild/seed")).unwrap().unwrap();
         let seed = document::parse(&seed.meta_data, &seed.user_data).unwrap();
         let payload = payload::read(&node.path().join("opt/imgbuild/payload.json")).unwrap();
-        let plan = rendered::plan(&seed, payload.clone()).unwrap();
+        let plan = rendered::plan(&seed, payload.clone(), Origin::Image).unwrap();
         assert!(unchanged(node.path(), &plan));
         std::fs::write(node.path().join("etc/hosts"), "by hand").unwrap();
         assert!(!unchanged(node.path(), &plan));
         let newer = payload::Payload { kubernetes: Some("v1.20.3".into()), ..payload };
-        assert_ne!(rendered::plan(&seed, newer).unwrap().digest, plan.digest);
+        assert_ne!(rendered::plan(&seed, newer, Origin::Image).unwrap().digest, plan.digest);
     }
 
     #[test]

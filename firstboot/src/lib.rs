@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod arp;
+pub mod bundle;
 pub mod cert;
 pub mod cli;
 pub mod console;

@@ -8,6 +8,7 @@ use profiles::node::NodeProfile;
 use profiles::render::KubeadmArgs;
 use sha2::{Digest, Sha256};
 
+use crate::bundle::Origin;
 use crate::files::{self, Owner};
 use crate::payload::Payload;
 
@@ -44,6 +45,8 @@ pub struct NodePlan {
     pub kubeadm: KubeadmArgs,
     /// What the payload brings.
     pub payload: Payload,
+    /// How the node's operating system came to be.
+    pub origin: Origin,
     /// Digest of all of the above: the same digest means there is nothing new to do.
     pub digest: String,
 }
@@ -93,7 +96,8 @@ fn hash_file(hash: &mut Sha256, file: &PlannedFile) {
     hash.update(content);
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes as lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

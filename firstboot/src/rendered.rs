@@ -5,6 +5,7 @@ use anyhow::Result;
 use profiles::node::Role;
 use profiles::render::{self, Content, NodeFile, RenderError};
 
+use crate::bundle::Origin;
 use crate::failure::Failure;
 use crate::node::{Kind, NodePlan, PlannedFile, plan_digest};
 use crate::payload::Payload;
@@ -16,7 +17,7 @@ const ENABLED_BY_STEPS: [&str; 5] =
     ["containerd.service", "etcd.service", "haproxy.service", "keepalived.service", "kubelet.service"];
 
 /// The plan of this node.
-pub fn plan(seed: &Seed, payload: Payload) -> Result<NodePlan> {
+pub fn plan(seed: &Seed, payload: Payload, origin: Origin) -> Result<NodePlan> {
     let profile = seed.profile().clone();
     if payload.kubernetes.is_none() && (profile.has(Role::Master) || profile.has(Role::Worker)) {
         let name = &profile.node.name;
@@ -42,9 +43,10 @@ pub fn plan(seed: &Seed, payload: Payload) -> Result<NodePlan> {
             files.push(file);
         }
     }
+    files.retain(|file| !origin.leaves(&file.path));
     files.sort_by(|a, b| a.path.cmp(&b.path));
     let digest = plan_digest(&profile, &files, &kubeadm, &payload);
-    Ok(NodePlan { profile, files, kubeadm, payload, digest })
+    Ok(NodePlan { profile, files, kubeadm, payload, origin, digest })
 }
 
 fn enables_a_steps_unit(path: &str) -> bool {
@@ -105,7 +107,7 @@ mod tests {
 
     #[test]
     fn the_plan_has_everything_but_the_links_that_steps_make() {
-        let plan = plan(&seed(), crate::testing::payload()).unwrap();
+        let plan = plan(&seed(), crate::testing::payload(), Origin::Image).unwrap();
         let lines: Vec<_> =
             plan.files.iter().map(|file| format!("{:04o} {:9} {}", file.mode, file.owner, file.path)).collect();
         insta::assert_snapshot!(lines.join("\n"));
@@ -115,10 +117,23 @@ mod tests {
     #[test]
     fn a_disk_without_kubernetes_is_only_for_an_etcd_member() {
         let mut seed = seed();
-        let error = plan(&seed, Payload::default()).unwrap_err();
+        let error = plan(&seed, Payload::default(), Origin::Image).unwrap_err();
         assert!(error.to_string().contains("only an etcd member"), "{error}");
         seed.ours.profile.node.roles = [Role::Etcd].into();
-        assert_eq!(plan(&seed, Payload::default()).unwrap().payload.kubernetes, None);
+        assert_eq!(plan(&seed, Payload::default(), Origin::Image).unwrap().payload.kubernetes, None);
+    }
+
+    #[test]
+    fn a_host_keeps_its_network_resolver_time_and_users() {
+        let paths = |origin| -> Vec<String> {
+            let plan = plan(&seed(), crate::testing::payload(), origin).unwrap();
+            plan.files.into_iter().map(|file| file.path).collect()
+        };
+        let (image, host) = (paths(Origin::Image), paths(Origin::Bundle));
+        let left: Vec<_> = image.iter().filter(|path| !host.contains(path)).collect();
+        let wanted = ["/etc/hosts", "/etc/localtime", "/etc/resolv.conf", "/etc/systemd/network/10-node.network"];
+        assert_eq!(left, [&wanted[..], &["/root/.ssh/authorized_keys"]].concat());
+        assert!(host.iter().all(|path| image.contains(path)));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use ipnet::IpNet;
 use profiles::node::{NodeProfile, Peer, Role};
 use serde::Deserialize;
 
+use crate::bundle::Origin;
 use crate::failure::{Exit, Failure};
 use crate::health;
 use crate::runner::{Command, RealRunner, Runner, redact};
@@ -26,6 +27,9 @@ use crate::runner::{Command, RealRunner, Runner, redact};
 const ANNOTATION: &str = "imgbuild/pod-subnet";
 /// Marks routes of ours in the kernel (rtnetlink's `rtm_protocol`); no program in iproute2's table has this number.
 const PROTOCOL: &str = "173";
+/// The same for routes that systemd-networkd makes on a node from an image, and that are made here on a host whose network
+/// is its own.
+const FIXED: &str = "174";
 /// Lets kubectl act as this node: list Nodes, write its own.
 const KUBELETS_CONFIG: &str = "/etc/kubernetes/kubelet.conf";
 
@@ -83,7 +87,30 @@ type Wanted<'a> = BTreeMap<(IpNet, IpAddr), &'a str>;
 
 /// The command.
 pub fn run(say: &mut dyn FnMut(&str)) -> Result<()> {
-    keep(&health::profile(Path::new("/"))?, &RealRunner, say)
+    let root = Path::new("/");
+    let profile = health::profile(root)?;
+    if Origin::of(root)? == Origin::Bundle {
+        // These need nobody's answer.
+        keep_fixed(&profile, &RealRunner, say)?;
+    }
+    keep(&profile, &RealRunner, say)
+}
+
+/// Makes the routes to the pods of those nodes that the cluster file had.
+fn keep_fixed(profile: &NodeProfile, runner: &dyn Runner, say: &mut dyn FnMut(&str)) -> Result<()> {
+    let Some(own) = profile.node.pod_subnet else { return Ok(()) };
+    let others = profile.peers.iter().filter(|peer| peer.name != profile.node.name && runs_pods(&peer.roles));
+    let wanted: Wanted<'_> =
+        others.filter_map(|peer| Some(((peer.pod_subnet?, peer.address), peer.name.as_str()))).collect();
+    let present = present(runner, own, FIXED)?;
+    for (subnet, via) in present.iter().filter(|(net, via)| !via.is_some_and(|via| wanted.contains_key(&(*net, via)))) {
+        route(runner, "del", subnet, *via, FIXED)?;
+    }
+    for ((subnet, via), name) in wanted.iter().filter(|((net, via), _)| !present.contains(&(*net, Some(*via)))) {
+        route(runner, "replace", subnet, Some(*via), FIXED)?;
+        say(&format!("the pods of {name}, {subnet}, are behind {via}"));
+    }
+    Ok(())
 }
 
 /// Publishes this node's pod subnet, and makes the kernel's routes what they should be.
@@ -97,7 +124,7 @@ fn keep(profile: &NodeProfile, runner: &dyn Runner, say: &mut dyn FnMut(&str)) -
     };
     let nodes = nodes(runner)?;
     let is_share = |net: &IpNet| is_share(profile, own, net);
-    let present: BTreeSet<_> = present(runner, own)?.into_iter().filter(|(net, _)| is_share(net)).collect();
+    let present: BTreeSet<_> = present(runner, own, PROTOCOL)?.into_iter().filter(|(net, _)| is_share(net)).collect();
     let (wanted, refused) = wanted(profile, own, &nodes);
     refused.iter().for_each(|line| say(line));
     // What fails for one node must not keep the others from their routes.
@@ -113,13 +140,13 @@ fn keep(profile: &NodeProfile, runner: &dyn Runner, say: &mut dyn FnMut(&str)) -
     for (subnet, via) in &present {
         if !via.is_some_and(|via| wanted.contains_key(&(*subnet, via))) {
             let done = format!("removed the route to {subnet}: no node has it there any more");
-            attempt(route(runner, "del", subnet, *via), done, say);
+            attempt(route(runner, "del", subnet, *via, PROTOCOL), done, say);
         }
     }
     for ((subnet, via), name) in &wanted {
         if !present.contains(&(*subnet, Some(*via))) {
             let done = format!("the pods of {name}, {subnet}, are behind {via}");
-            attempt(route(runner, "replace", subnet, Some(*via)), done, say);
+            attempt(route(runner, "replace", subnet, Some(*via), PROTOCOL), done, say);
         }
     }
     if failed.is_empty() {
@@ -223,15 +250,15 @@ fn publish(runner: &dyn Runner, name: &str, own: &IpNet) -> Result<()> {
 }
 
 /// `ip` for the pod network's IP family.
-fn ip(net: &IpNet, options: &[&str], args: &[&str]) -> Command {
+fn ip(net: &IpNet, options: &[&str], args: &[&str], protocol: &str) -> Command {
     let family = if net.addr().is_ipv6() { "-6" } else { "-4" };
-    let all = options.iter().chain([&family]).chain(args).chain(&["proto", PROTOCOL]);
+    let all = options.iter().chain([&family]).chain(args).chain([&"proto", &protocol]);
     Command::new("ip", all).timeout(30)
 }
 
 /// The kernel's routes of ours. What has no subnet as its destination is not ours, whatever its number.
-fn present(runner: &dyn Runner, own: IpNet) -> Result<Vec<(IpNet, Option<IpAddr>)>> {
-    let answer = run_well(runner, &ip(&own, &["-j"], &["route", "show"]))?;
+fn present(runner: &dyn Runner, own: IpNet, protocol: &str) -> Result<Vec<(IpNet, Option<IpAddr>)>> {
+    let answer = run_well(runner, &ip(&own, &["-j"], &["route", "show"], protocol))?;
     if answer.trim().is_empty() {
         return Ok(Vec::new());
     }
@@ -243,11 +270,11 @@ fn present(runner: &dyn Runner, own: IpNet) -> Result<Vec<(IpNet, Option<IpAddr>
     Ok(understood.collect())
 }
 
-fn route(runner: &dyn Runner, verb: &str, subnet: &IpNet, via: Option<IpAddr>) -> Result<()> {
+fn route(runner: &dyn Runner, verb: &str, subnet: &IpNet, via: Option<IpAddr>, protocol: &str) -> Result<()> {
     let (subnet_text, via) = (subnet.to_string(), via.map(|via| via.to_string()));
     let mut args = vec!["route", verb, &subnet_text];
     args.extend(via.iter().flat_map(|via| ["via", via]));
-    run_well(runner, &ip(subnet, &[], &args))?;
+    run_well(runner, &ip(subnet, &[], &args, protocol))?;
     Ok(())
 }
 
@@ -324,6 +351,27 @@ mod tests {
     /// As iproute2 6.1 prints them.
     fn kernel(dst: &str, gateway: &str) -> String {
         format!(r#"[{{"dst":"{dst}","gateway":"{gateway}","dev":"eth0","flags":[]}}]"#)
+    }
+
+    /// On a host whose network is its own.
+    #[test]
+    fn nodes_of_the_file_get_routes_that_networkd_does_not_make() {
+        let runner = FakeRunner::default();
+        let show = "ip -j -4 route show proto 174";
+        let mut said = Vec::new();
+        let mut keep = |routes: &str| {
+            runner.answer(show, 0, routes, "");
+            keep_fixed(&profile(), &runner, &mut |line| said.push(line.to_owned())).unwrap();
+            runner.take_trace().into_iter().filter(|line| line != show).collect::<Vec<_>>()
+        };
+        assert_eq!(keep("[]"), ["ip -4 route replace 10.244.1.0/24 via 10.0.2.16 proto 174"]);
+        assert_eq!(keep(&kernel("10.244.1.0/24", "10.0.2.16")), [""; 0]);
+        let moved = keep(&kernel("10.244.1.0/24", "10.0.2.99"));
+        insta::assert_snapshot!(moved.join("\n"), @r"
+        ip -4 route del 10.244.1.0/24 via 10.0.2.99 proto 174
+        ip -4 route replace 10.244.1.0/24 via 10.0.2.16 proto 174
+        ");
+        assert_eq!(said, ["the pods of worker-1, 10.244.1.0/24, are behind 10.0.2.16"; 2]);
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::Origin;
+
 /// Version of this file's format.
 pub const SCHEMA: u32 = 1;
 
@@ -70,6 +72,9 @@ pub struct Status {
     pub schema: u32,
     /// The node's name; empty while the seed is looked for.
     pub node: String,
+    /// How the node's operating system came to be.
+    #[serde(default)]
+    pub origin: Origin,
     /// What the whole node is doing.
     pub phase: Phase,
     /// The step that is running.
@@ -93,6 +98,7 @@ impl Default for Status {
         Self {
             schema: SCHEMA,
             node: String::new(),
+            origin: Origin::default(),
             phase: Phase::Running,
             step: None,
             waiting_for: None,

@@ -14,6 +14,7 @@ use profiles::node::NodeProfile;
 use profiles::render::KubeadmArgs;
 
 use crate::arp::{Interface, Mac};
+use crate::bundle::Origin;
 use crate::console::Console;
 use crate::context::Cx;
 use crate::host::Host;
@@ -210,7 +211,7 @@ impl Host for FakeHost {
 }
 
 #[derive(Clone, Default)]
-struct Shared(Rc<RefCell<Vec<u8>>>);
+pub struct Shared(Rc<RefCell<Vec<u8>>>);
 
 impl Write for Shared {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -223,7 +224,7 @@ impl Write for Shared {
 }
 
 impl Shared {
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         String::from_utf8(self.0.borrow().clone()).unwrap()
     }
 }
@@ -258,6 +259,7 @@ impl Lab {
             files: Vec::new(),
             kubeadm: KubeadmArgs { init: vec!["--skip-phases=bootstrap-token".to_owned()], ..KubeadmArgs::default() },
             payload: Payload::default(),
+            origin: Origin::Image,
             digest: "plan".to_owned(),
         };
         let root = root.to_owned();

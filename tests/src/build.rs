@@ -88,6 +88,26 @@ pub fn lab() -> &'static Lab {
     })
 }
 
+/// The bundle of the lab with the seed of `master-1`, built from the cluster folder of [`lab`].
+pub fn bundle() -> &'static Path {
+    static BUNDLE: OnceLock<PathBuf> = OnceLock::new();
+    BUNDLE.get_or_init(|| build_bundle(&folder().join("out")))
+}
+
+/// Builds that bundle to another folder.
+pub fn build_bundle(out: &Path) -> PathBuf {
+    let start = std::time::Instant::now();
+    let outcome = Outcome::of(
+        Command::new(binary())
+            .args(["build", "--profile", "master-1", "--output", "bundle", "--cluster"])
+            .args([&lab().cluster, Path::new("--out"), out])
+            .current_dir(folder()),
+    );
+    assert_eq!(outcome.code, Some(0), "building the lab's bundle:\n{}", outcome.stderr);
+    eprintln!("bundle of the lab built in {:.1} s", start.elapsed().as_secs_f64());
+    out.join("imgbuild-lab-amd64.tar.zst")
+}
+
 /// Copies the files of a cluster folder. What is in `to` already and not in `from`, such as secrets, stays.
 pub fn copy_cluster(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap_or_else(|error| panic!("making {}: {error}", to.display()));

@@ -19,6 +19,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("mdir", "mtools"),
     ("mformat", "mtools"),
     ("mlabel", "mtools"),
+    ("mke2fs", "e2fsprogs"),
     ("modprobe", "kmod"),
     ("mount", "mount"),
     ("openssl", "openssl"),

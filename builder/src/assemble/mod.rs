@@ -3,6 +3,7 @@
 //! From verified inputs to the parts of an image: the read-only root, the payload, one node's seed. Every part is a step
 //! whose key is all that may influence it, so a build makes only what is new.
 
+pub mod bundle;
 pub mod calico;
 mod image_archive;
 mod install;

@@ -96,6 +96,19 @@ pub fn build(bench: &Bench<'_>, kind: NodeKind) -> Result<Packed> {
     })
 }
 
+/// The payload of nodes of one kind as files, checked as [`build`] checks it. The step cache has no part in it.
+///
+/// # Errors
+/// As [`build`].
+pub(super) fn files(bench: &Bench<'_>, kind: NodeKind) -> Result<FileTree> {
+    if kind == NodeKind::Pods {
+        prove_images(bench)?;
+    }
+    let tree = tree(bench, kind, firstboot(bench.architecture())?, &calico::of(bench)?)?;
+    prove_programs(bench, kind, &tree).context("checking the payload's programs on the root")?;
+    Ok(tree)
+}
+
 /// Fails unless every image that a node will ask for is declared, and for its architecture.
 fn prove_images(bench: &Bench<'_>) -> Result<()> {
     let architecture = bench.architecture();

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::assemble::{self, Bench, calico, vendor};
+use crate::assemble::{self, Bench, bundle, calico, vendor};
 use crate::cli::{Options, Output};
 use crate::commands::{ClusterFile, inputs, jobs, open_store, say};
 use crate::error::Failure;
@@ -26,25 +26,29 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let pki = file.pki()?;
     let creating = |error| Failure::io(format!("creating {}", options.out.display()), error);
     fs::create_dir_all(&options.out).map_err(creating)?;
-    for name in &nodes {
-        for output in &options.output {
-            let begun = Instant::now();
-            let path = match output {
-                Output::Disk => assemble::disk(&bench, &pki, name, &options.out.join(format!("{name}.img")))?.path,
-                // One for all nodes.
-                Output::Iso => continue,
-            };
-            say_ready(&path, begun);
+    let done = |path: &Path, begun: Instant| {
+        tracing::info!("{} is ready ({:.1}s)", path.display(), begun.elapsed().as_secs_f32());
+    };
+    for output in &options.output {
+        match output {
+            Output::Disk => {
+                for name in &nodes {
+                    let begun = Instant::now();
+                    let disk = assemble::disk(&bench, &pki, name, &options.out.join(format!("{name}.img")))?;
+                    done(&disk.path, begun);
+                }
+            }
+            Output::Iso => {
+                let begun = Instant::now();
+                let path = options.out.join(format!("{}.iso", file.cluster.cluster.name));
+                done(&assemble::iso(&bench, &pki, &nodes, &path)?.path, begun);
+            }
+            Output::Bundle => {
+                let begun = Instant::now();
+                let path = options.out.join(bundle::file_name(&bench));
+                done(&bundle::bundle(&bench, &pki, &nodes, &path)?, begun);
+            }
         }
     }
-    if options.output.contains(&Output::Iso) {
-        let begun = Instant::now();
-        let path = options.out.join(format!("{}.iso", file.cluster.cluster.name));
-        say_ready(&assemble::iso(&bench, &pki, &nodes, &path)?.path, begun);
-    }
     Ok(())
-}
-
-fn say_ready(path: &Path, begun: Instant) {
-    tracing::info!("{} is ready ({:.1}s)", path.display(), begun.elapsed().as_secs_f32());
 }

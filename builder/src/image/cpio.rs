@@ -8,6 +8,7 @@ use std::io::Write;
 
 use anyhow::{Context, Result, bail};
 
+use super::zst;
 use crate::store::Store;
 use crate::tree::{Entry, FileTree, Kind};
 
@@ -59,18 +60,9 @@ pub fn write_zstd(
     jobs: usize,
     out: &mut impl Write,
 ) -> Result<()> {
-    let mut encoder = zstd::stream::Encoder::new(out, level).context("setting up zstd")?;
-    encoder.window_log(WINDOW_LOG).context("setting up zstd")?;
-    encoder.include_checksum(true).context("setting up zstd")?;
-    // Never 0: without workers zstd cuts its jobs elsewhere, and the bytes differ.
-    encoder.multithread(u32::try_from(jobs.max(1))?).context("setting up zstd")?;
-    // Bounds memory: by default a job is four windows, and several are in flight.
-    encoder.set_parameter(zstd::zstd_safe::CParameter::JobSize(4 << 20)).context("setting up zstd")?;
-    let mut buffered = std::io::BufWriter::with_capacity(1 << 17, encoder);
-    write(tree, store, epoch, &mut buffered)?;
-    let encoder = buffered.into_inner().map_err(std::io::IntoInnerError::into_error).context("compressing cpio")?;
-    encoder.finish().context("compressing the cpio archive")?;
-    Ok(())
+    // A job bounds memory: by default it is four windows, and several are in flight.
+    let options = zst::Options { level, window_log: WINDOW_LOG, job_size: 4 << 20, jobs };
+    zst::compress(out, &options, |out| write(tree, store, epoch, out)).context("compressing the cpio archive")
 }
 
 struct Header {

@@ -12,3 +12,4 @@ pub mod squashfs;
 #[allow(clippy::unwrap_used, reason = "tests")]
 pub(crate) mod testing;
 pub mod volume;
+pub mod zst;

@@ -271,7 +271,7 @@ pub(super) fn check_space(path: &Path, content: u64) -> Result<()> {
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     if free < content {
         let message =
-            format!("{} has {} of free space, and the image needs {}", folder.display(), mib(free), mib(content));
+            format!("{} has {} of free space, and the output needs {}", folder.display(), mib(free), mib(content));
         return Err(Failure::environment(message).hint("free some space, or name another folder with --out").into());
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 //! Outputs: what a build leaves behind, and how to look into it again. See docs/contracts.md, section 4.
 
+pub mod archive;
 pub mod disk;
 pub mod esp;
 pub mod inspect;

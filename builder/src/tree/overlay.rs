@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn the_shipped_overlays() {
-        assert_eq!(names(), ["common", "containerd", "debian", "kylin"]);
+        assert_eq!(names(), ["bundle", "common", "containerd", "debian", "kylin"]);
         for name in names() {
             overlay(name).unwrap();
         }

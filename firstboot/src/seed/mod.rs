@@ -49,8 +49,26 @@ impl RawSeed {
         Ok(Some(Self { meta_data, user_data, network_config: read("network-config")? }))
     }
 
-    fn parse(&self) -> Result<Seed> {
+    /// What it says.
+    pub fn parse(&self) -> Result<Seed> {
         document::parse(&self.meta_data, &self.user_data)
+    }
+
+    /// The host name that meta-data gives, by cloud-init's keys.
+    pub fn host_name(&self) -> Option<String> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        struct MetaData {
+            local_hostname: Option<String>,
+            hostname: Option<String>,
+        }
+        let meta: MetaData = serde_saphyr::from_str(std::str::from_utf8(&self.meta_data).ok()?).ok()?;
+        meta.local_hostname.or(meta.hostname)
+    }
+
+    /// Makes this the seed of the node below `root`.
+    pub fn adopt(&self, root: &Path) -> Result<()> {
+        adopt(self, &below(root, STATE_DIR).join("seed"))
     }
 
     /// Writes the files into a new directory, durably, readable by root alone.
@@ -194,6 +212,11 @@ impl Origin {
             }
         }
     }
+}
+
+/// The first seed that is offered to this machine, and where; anybody's, not only ours.
+pub fn offered(root: &Path, sources: &dyn Sources, console: &Console) -> Result<Option<(String, RawSeed)>> {
+    Ok(find(root, sources, console)?.map(|(origin, raw)| (origin.to_string(), raw)))
 }
 
 fn find(root: &Path, sources: &dyn Sources, console: &Console) -> Result<Option<(Origin, RawSeed)>> {

@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 
 use crate::context::Cx;
 use crate::engine::{State, Step};
+use crate::node::NodePlan;
 use crate::runner::Command;
 
 const MODULES_DIR: &str = "/etc/modules-load.d/";
@@ -12,13 +13,13 @@ const SYSCTL_DIR: &str = "/etc/sysctl.d/";
 
 pub(super) struct Modules;
 
-fn planned_modules(cx: &Cx<'_>) -> Vec<String> {
+pub(crate) fn planned_modules(cx: &Cx<'_>) -> Vec<String> {
     let lines = cx.plan.texts_below(MODULES_DIR).flat_map(|(_, text)| text.lines());
     lines.map(str::trim).filter(|line| !line.is_empty() && !line.starts_with(['#', ';'])).map(str::to_owned).collect()
 }
 
 /// Whether a module is loaded or built in.
-fn is_loaded(cx: &Cx<'_>, module: &str) -> bool {
+pub(crate) fn is_loaded(cx: &Cx<'_>, module: &str) -> bool {
     let name = module.replace('-', "_");
     if cx.path(&format!("/sys/module/{name}")).exists() {
         return true;
@@ -32,7 +33,7 @@ fn is_loaded(cx: &Cx<'_>, module: &str) -> bool {
 }
 
 /// Planned modules that are neither loaded nor built in.
-pub(super) fn missing_modules(cx: &Cx<'_>) -> Vec<String> {
+pub(crate) fn missing_modules(cx: &Cx<'_>) -> Vec<String> {
     planned_modules(cx).into_iter().filter(|module| !is_loaded(cx, module)).collect()
 }
 
@@ -61,8 +62,8 @@ impl Step for Modules {
 pub(super) struct Sysctl;
 
 /// Keys and values of the planned files, `net/ipv4/ip_forward` -> `1`; later lines win.
-fn planned_settings(cx: &Cx<'_>) -> std::collections::BTreeMap<String, String> {
-    let lines = cx.plan.texts_below(SYSCTL_DIR).flat_map(|(_, text)| text.lines());
+pub(crate) fn planned_settings(plan: &NodePlan) -> std::collections::BTreeMap<String, String> {
+    let lines = plan.texts_below(SYSCTL_DIR).flat_map(|(_, text)| text.lines());
     lines
         .map(str::trim)
         .filter(|line| !line.starts_with(['#', ';']))
@@ -100,7 +101,7 @@ impl Step for Sysctl {
     }
 
     fn check(&self, cx: &Cx<'_>) -> Result<State> {
-        for (key, value) in planned_settings(cx) {
+        for (key, value) in planned_settings(cx.plan) {
             let found = std::fs::read_to_string(cx.path(&format!("/proc/sys/{key}")));
             let found = found.with_context(|| format!("reading /proc/sys/{key}: is its kernel module loaded?"))?;
             // Values of several numbers are separated by tabs.
@@ -112,7 +113,7 @@ impl Step for Sysctl {
     }
 
     fn apply(&self, cx: &Cx<'_>) -> Result<()> {
-        for (key, value) in planned_settings(cx) {
+        for (key, value) in planned_settings(cx.plan) {
             std::fs::write(cx.path(&format!("/proc/sys/{key}")), &value)
                 .with_context(|| format!("setting {} to {value}", key.replace('/', ".")))?;
         }

@@ -10,14 +10,14 @@ mod files;
 mod hostname;
 mod images;
 mod join;
-mod kernel;
+pub(crate) mod kernel;
 mod kubeadm;
 mod kubelet;
 mod load_balancer;
 mod manifests;
 mod network;
 mod node_ready;
-mod preflight;
+pub mod preflight;
 mod services;
 mod swap;
 
@@ -30,6 +30,8 @@ use crate::failure::Failure;
 
 /// Journal name of the step that gives a master its control plane; others look whether it is done.
 pub const CONTROL_PLANE: &str = "control-plane";
+/// Journal name of the step that starts an etcd member, and the name of its unit.
+pub const ETCD: &str = "etcd";
 /// Journal name of the step that joins a worker.
 pub const JOIN: &str = "join";
 /// Journal name of the step that starts haproxy and keepalived.

@@ -13,6 +13,7 @@ use anyhow::Result;
 
 use super::services;
 use crate::arp::Interface;
+use crate::bundle::Origin;
 use crate::context::{Cx, Poll};
 use crate::engine::{State, Step};
 use crate::failure::Failure;
@@ -105,12 +106,15 @@ impl Step for Network {
     }
 
     fn check(&self, cx: &Cx<'_>) -> Result<State> {
-        refuse_several_cards(cx)?;
+        let own = cx.plan.origin == Origin::Image;
+        if own {
+            refuse_several_cards(cx)?;
+        }
         let address = cx.profile().node.address;
         if !cx.host.has_address(address.addr()) {
             return Ok(State::Needed(format!("{address} is on no interface; {}", interfaces(cx))));
         }
-        if !services::is_enabled(cx, UNIT)? {
+        if own && !services::is_enabled(cx, UNIT)? {
             return Ok(State::Needed(format!("{UNIT} is not enabled")));
         }
         refuse_a_taken_address(cx)?;
@@ -118,20 +122,29 @@ impl Step for Network {
     }
 
     fn apply(&self, cx: &Cx<'_>) -> Result<()> {
-        services::enable(cx, UNIT)?;
-        if services::is_active(cx, UNIT)? {
-            // A restart reads new files and keeps addresses that are still wanted.
-            cx.run(&Command::new("systemctl", ["restart", UNIT]))?;
-        } else {
-            cx.run(&Command::new("systemctl", ["start", UNIT]))?;
-        }
         let address = cx.profile().node.address;
         let mac = cx.profile().node.mac.as_deref().unwrap_or("the only Ethernet card");
+        let hint = match cx.plan.origin {
+            Origin::Image => {
+                services::enable(cx, UNIT)?;
+                if services::is_active(cx, UNIT)? {
+                    // A restart reads new files and keeps addresses that are still wanted.
+                    cx.run(&Command::new("systemctl", ["restart", UNIT]))?;
+                } else {
+                    cx.run(&Command::new("systemctl", ["start", UNIT]))?;
+                }
+                format!("check the cable, and that {mac} is this machine's (see `networkctl status`)")
+            }
+            // Whoever installed the host configured its network: it may be slower than we are, and is never changed.
+            Origin::Bundle => {
+                format!("give this machine the address {address}; firstboot changes no network of a host")
+            }
+        };
         cx.wait_for(
             &format!("{address} on a network interface"),
             Duration::from_secs(180),
             Duration::from_millis(500),
-            &format!("check the cable, and that {mac} is this machine's (see `networkctl status`)"),
+            &hint,
             || {
                 let up = cx.host.has_address(address.addr());
                 Ok(if up { Poll::Ready(()) } else { Poll::Pending(interfaces(cx)) })
@@ -167,6 +180,21 @@ mod tests {
         lab.host.addresses.borrow_mut().push("10.0.2.15".parse().unwrap());
         Network.apply(&cx).unwrap();
         assert_eq!(Network.check(&cx).unwrap(), State::Done);
+    }
+
+    #[test]
+    fn a_hosts_network_is_only_looked_at() {
+        let mut lab = Lab::new();
+        lab.plan.origin = Origin::Bundle;
+        for name in ["enp1s0", "enp2s0"] {
+            lab.write(&format!("/sys/class/net/{name}/device/vendor"), "");
+        }
+        converge(&lab.cx(), &[Box::new(Network)]).unwrap();
+        lab.host.addresses.borrow_mut().clear();
+        let (_, failure) = converge(&lab.cx(), &[Box::new(Network)]).unwrap_err();
+        assert_eq!(failure.exit, Exit::Deadline);
+        assert!(failure.hint.starts_with("give this machine the address 10.0.2.15/24"), "{}", failure.hint);
+        assert_eq!(lab.runner.take_trace(), [""; 0], "networkd is not asked, enabled or started");
     }
 
     #[test]

@@ -26,32 +26,49 @@ const ENTRIES_COUNTED: usize = 100_000;
 /// kubeadm refuses fewer on a control plane.
 const MASTER_CPUS: usize = 2;
 
+/// How much a finding weighs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Level {
+pub enum Level {
+    /// Said, and gone on.
     Warning,
+    /// Refused.
     Error,
 }
 
-#[derive(Debug)]
-struct Finding {
-    id: &'static str,
-    level: Level,
-    text: String,
-    fix: &'static str,
+/// What a check found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Stable name of the check.
+    pub id: &'static str,
+    /// Whether it refuses.
+    pub level: Level,
+    /// What is so.
+    pub text: String,
+    /// What to do about it.
+    pub fix: String,
 }
 
 impl Finding {
-    fn error(id: &'static str, text: String, fix: &'static str) -> Self {
-        Self { id, level: Level::Error, text, fix }
+    /// One that refuses.
+    pub fn error(id: &'static str, text: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { id, level: Level::Error, text: text.into(), fix: fix.into() }
     }
 
-    fn warning(id: &'static str, text: String, fix: &'static str) -> Self {
-        Self { id, level: Level::Warning, text, fix }
+    /// One that is only said.
+    pub fn warning(id: &'static str, text: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { id, level: Level::Warning, text: text.into(), fix: fix.into() }
     }
 }
 
 const CHECKS: [fn(&Cx<'_>) -> Vec<Finding>; 10] =
     [memory, cpus, disk, cgroup, kernel_modules, modules, ports, hostname, peers, clock];
+/// Those that need nothing of what the steps before this one make.
+const BEFOREHAND: [fn(&Cx<'_>) -> Vec<Finding>; 7] = [memory, cpus, cgroup, ports, hostname, peers, clock];
+
+/// What can be found on a host before anything of ours is on it.
+pub fn beforehand(cx: &Cx<'_>) -> Vec<Finding> {
+    BEFOREHAND.iter().flat_map(|check| check(cx)).collect()
+}
 
 pub(super) struct Preflight;
 
@@ -94,7 +111,7 @@ impl Step for Preflight {
             return Ok(());
         }
         let reasons: Vec<_> = errors.iter().map(|finding| format!("{}: {}", finding.id, finding.text)).collect();
-        let fixes: Vec<_> = errors.iter().map(|finding| finding.fix).collect();
+        let fixes: Vec<_> = errors.iter().map(|finding| finding.fix.as_str()).collect();
         Err(Failure::preflight(reasons.join(", "), fixes.join(", ")).into())
     }
 }

@@ -24,7 +24,7 @@ fn prepare(lab: &mut Lab, profile: &str) {
     );
     let seed = document::parse(b"instance-id: a", user_data.as_bytes()).unwrap();
     let payload = Payload { images: vec!["k8s.gcr.io/pause:3.2".into()], ..testing::payload() };
-    lab.plan = rendered::plan(&seed, payload).unwrap();
+    lab.plan = rendered::plan(&seed, payload, crate::bundle::Origin::Image).unwrap();
     lab.write("/proc/meminfo", "MemTotal:        4000000 kB\n");
     lab.write("/proc/cpuinfo", "processor\t: 0\n\nprocessor\t: 1\n");
     lab.write("/sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory hugetlb pids\n");

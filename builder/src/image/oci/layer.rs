@@ -57,8 +57,11 @@ impl Layer {
     }
 }
 
-/// Writes all entries but the root, which every layer shares.
-fn write_tar(out: &mut impl Write, store: &Store, tree: &FileTree, epoch: u32) -> Result<()> {
+/// Writes all entries but the root, which every layer shares, as a tar archive.
+///
+/// # Errors
+/// As [`Layer::write`].
+pub fn write_tar(out: &mut impl Write, store: &Store, tree: &FileTree, epoch: u32) -> Result<()> {
     let mut archive = Archive { out, store, tree, epoch, first_names: first_names(tree)? };
     for (path, entry) in tree.iter().filter(|(path, _)| !path.is_empty()) {
         if path.split('/').any(|name| name.starts_with(WHITEOUT)) {

@@ -20,7 +20,7 @@ use crate::journal::Progress;
 use crate::peer_port::PeerPort;
 use crate::runner::{Command, Output};
 
-const UNIT: &str = "etcd";
+const UNIT: &str = super::ETCD;
 const CONFIG: [&str; 2] = ["/etc/etcd/", "/etc/systemd/system/etcd.service"];
 const TIMER: &str = "/etc/systemd/system/etcd-defrag.timer";
 /// For a member that has nobody to wait for.

@@ -49,6 +49,19 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write a disk image or an ISO image to a disk of this machine, and read it back
+    ///
+    /// Refuses a disk that this machine uses in any way, one that is too small, and what is no disk. Without a partition table until the last
+    /// byte is verified: a disk that was interrupted does not boot.
+    Write {
+        /// The image, for example out/master-1.img
+        image: PathBuf,
+        /// The disk, best by a name below /dev/disk/by-id
+        device: PathBuf,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 /// Options of every command.
@@ -66,6 +79,9 @@ pub struct Options {
     /// What to make
     #[arg(long, global = true, value_enum, value_delimiter = ',', default_value = "disk")]
     pub output: Vec<Output>,
+    /// Size of disk images, like 32GiB [default: `disk_size` of the node, or `[disk] size`]
+    #[arg(long, global = true, value_name = "SIZE", value_parser = disk_size)]
+    pub disk_size: Option<u64>,
     /// Where the outputs go
     #[arg(long, global = true, value_name = "DIR", default_value = "out")]
     pub out: PathBuf,
@@ -89,16 +105,25 @@ pub struct Options {
     pub log_format: LogFormat,
 }
 
+/// A size as in the cluster file.
+fn disk_size(text: &str) -> Result<u64, String> {
+    profiles::parse_size(text).ok_or_else(|| "write a whole number and one of KiB, MiB, GiB, TiB: 32GiB".into())
+}
+
 /// A kind of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     /// A raw disk image, <out>/<node>.img, to be written to the machine's disk
     Disk,
+    /// The same for a virtual machine, <out>/<node>.qcow2
+    Qcow2,
     /// One image for all nodes asked for, <out>/<cluster>.iso, for a USB stick, a CD or virtual media: it installs them
     Iso,
     /// An archive for machines whose operating system is installed already, <out>/imgbuild-<cluster>-<architecture>.tar.zst,
     /// with the seeds of all nodes that are asked for; unpack it there and run ./install (docs/bundle.md)
     Bundle,
+    /// What only this node knows, for cloud-init's NoCloud: <out>/<node>-seed (a folder), -seed.iso and -seed.cpio
+    Seed,
 }
 
 /// How messages look.

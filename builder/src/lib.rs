@@ -5,6 +5,7 @@
 pub mod assemble;
 pub mod cli;
 pub mod commands;
+pub mod device;
 pub mod elf;
 pub mod error;
 pub mod image;

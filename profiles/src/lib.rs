@@ -22,6 +22,7 @@ pub mod yaml;
 pub use diagnostics::{Problem, Report};
 pub use node::NodeProfile;
 pub use schema::{Cluster, UnknownNode};
+pub use sections::parse_size;
 
 impl Cluster {
     /// Reads and checks a cluster file. `file_name` is only shown in the report, which holds every problem at once.

@@ -343,22 +343,29 @@ fn duration(decoder: &mut Decoder, item: &Item<'_>) -> Option<Duration> {
 }
 
 fn size(decoder: &mut Decoder, item: &Item<'_>) -> Option<u64> {
-    quantity(
-        decoder,
-        item,
-        "a size",
-        "16GiB",
-        &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)],
-    )
+    quantity(decoder, item, "a size", "16GiB", &SIZES)
 }
 
-/// A whole number with a unit. At most 2^53, so that no program on the way can lose a digit.
+/// Units of sizes.
+const SIZES: [(&str, u64); 4] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
+
+/// Bytes of a size as the cluster file has it, `"16GiB"`.
+pub fn parse_size(text: &str) -> Option<u64> {
+    parse_quantity(text, &SIZES)
+}
+
+/// A whole number, not 0, with a unit. At most 2^53, so that no program on the way can lose a digit.
+fn parse_quantity(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (_, factor) = units.iter().find(|(unit, _)| *unit == &text[digits..])?;
+    let number: u64 = text[..digits].parse().ok().filter(|number| *number > 0)?;
+    number.checked_mul(*factor).filter(|bytes| *bytes <= 1 << 53)
+}
+
+/// A whole number with a unit.
 fn quantity(decoder: &mut Decoder, item: &Item<'_>, what: &str, example: &str, units: &[(&str, u64)]) -> Option<u64> {
     let text = string(decoder, item)?;
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let unit = units.iter().find(|(unit, _)| *unit == &text[digits..]);
-    let number: Option<u64> = text[..digits].parse().ok().filter(|number| *number > 0);
-    match unit.zip(number).and_then(|((_, factor), number)| number.checked_mul(*factor)).filter(|n| *n <= 1 << 53) {
+    match parse_quantity(&text, units) {
         Some(value) => Some(value),
         None => {
             let names: Vec<&str> = units.iter().map(|(unit, _)| *unit).collect();

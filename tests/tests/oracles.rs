@@ -409,3 +409,35 @@ fn built_lab_inspect_shows_what_the_image_is() {
     assert!(!outcome.stdout.contains("PRIVATE KEY"), "secrets are not for terminals");
     assert!(partition(&lab().image, "data").len > 0);
 }
+
+// ---- Other forms of the disk ----
+
+#[test]
+fn built_lab_qemu_finds_the_same_disk_in_the_qcow2() {
+    let out = tempfile::tempdir_in(folder()).unwrap();
+    let build = |arguments: &[&str]| {
+        let mut command = Command::new(binary());
+        command.args(["build", "--profile", "master-1", "--offline", "--cluster"]).arg(&lab().cluster);
+        Outcome::of(command.arg("--out").arg(out.path()).args(arguments)).succeeds();
+    };
+    build(&["--output", "qcow2"]);
+    let qcow2 = out.path().join("master-1.qcow2");
+    let check = run(tool("qemu-img").args(["check", "-f", "qcow2"]).arg(&qcow2));
+    assert!(check.contains("No errors were found"), "{check}");
+    let compare = run(tool("qemu-img").args(["compare", "-f", "raw", "-F", "qcow2"]).arg(&lab().image).arg(&qcow2));
+    assert!(compare.contains("Images are identical"), "{compare}");
+    let info: Value =
+        serde_json::from_str(&run(tool("qemu-img").args(["info", "--output", "json"]).arg(&qcow2))).unwrap();
+    assert_eq!(info["virtual-size"], fs::metadata(&lab().image).unwrap().len());
+    let used = fs::metadata(&qcow2).unwrap().len();
+    assert!(used < fs::metadata(&lab().image).unwrap().len() / 2, "{used} bytes");
+    fs::remove_file(qcow2).unwrap();
+
+    // Another size: the table reaches to its end, and what lies on it is the same.
+    build(&["--output", "disk", "--disk-size", "24GiB"]);
+    let raw = out.path().join("master-1.img");
+    assert_eq!(fs::metadata(&raw).unwrap().len(), 24 << 30);
+    assert!(run(tool("sgdisk").arg("-v").arg(&raw)).contains("No problems found"));
+    assert!(partition(&raw, "data").len > partition(&lab().image, "data").len);
+    assert_eq!(read_fat(&raw, "CIDATA", "meta-data"), read_fat(&lab().image, "CIDATA", "meta-data"));
+}

@@ -3,19 +3,25 @@
 //! `imgbuild [build]`: the images of one node or of all, or one that installs them.
 
 use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
 
 use crate::assemble::{self, Bench, bundle, calico, vendor};
 use crate::cli::{Options, Output};
-use crate::commands::{ClusterFile, inputs, jobs, open_store, say};
+use crate::commands::{ClusterFile, inputs, jobs, open_store, outputs, say};
 use crate::error::Failure;
 
 pub(super) fn run(options: &Options) -> Result<()> {
-    let file = ClusterFile::load(&options.cluster)?;
+    let mut file = ClusterFile::load(&options.cluster)?;
     let nodes = file.some_nodes(options)?;
+    if outputs::only_seeds(options) {
+        return outputs::seeds(&file, &nodes, options);
+    }
+    for node in file.cluster.node.iter_mut().filter(|node| nodes.contains(&node.name)) {
+        node.disk_size = options.disk_size.or(node.disk_size);
+    }
     let store = open_store(options)?;
     let sources = inputs::ready(&file, options, &store)?;
     let mut bench = Bench { store: &store, cluster: &file.cluster, sources, jobs: jobs(options) };
@@ -26,29 +32,32 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let pki = file.pki()?;
     let creating = |error| Failure::io(format!("creating {}", options.out.display()), error);
     fs::create_dir_all(&options.out).map_err(creating)?;
-    let done = |path: &Path, begun: Instant| {
-        tracing::info!("{} is ready ({:.1}s)", path.display(), begun.elapsed().as_secs_f32());
-    };
+    let out = |name: String| options.out.join(name);
     for output in &options.output {
         match output {
             Output::Disk => {
-                for name in &nodes {
-                    let begun = Instant::now();
-                    let disk = assemble::disk(&bench, &pki, name, &options.out.join(format!("{name}.img")))?;
-                    done(&disk.path, begun);
-                }
+                each(&nodes, |name| Ok(assemble::disk(&bench, &pki, name, &out(format!("{name}.img")))?.path))?
             }
+            Output::Qcow2 => each(&nodes, |name| outputs::qcow2(&bench, &pki, name, options))?,
+            Output::Seed => each(&nodes, |name| outputs::seed(bench.cluster, bench.store, &pki, name, options))?,
             Output::Iso => {
-                let begun = Instant::now();
-                let path = options.out.join(format!("{}.iso", file.cluster.cluster.name));
-                done(&assemble::iso(&bench, &pki, &nodes, &path)?.path, begun);
+                let path = out(format!("{}.iso", file.cluster.cluster.name));
+                timed(|| Ok(assemble::iso(&bench, &pki, &nodes, &path)?.path))?;
             }
-            Output::Bundle => {
-                let begun = Instant::now();
-                let path = options.out.join(bundle::file_name(&bench));
-                done(&bundle::bundle(&bench, &pki, &nodes, &path)?, begun);
-            }
+            Output::Bundle => timed(|| bundle::bundle(&bench, &pki, &nodes, &out(bundle::file_name(&bench))))?,
         }
     }
+    Ok(())
+}
+
+/// One output for each node.
+fn each(nodes: &[String], make: impl Fn(&str) -> Result<PathBuf>) -> Result<()> {
+    nodes.iter().try_for_each(|name| timed(|| make(name)))
+}
+
+/// Makes one output, and says how long that took.
+fn timed(make: impl FnOnce() -> Result<PathBuf>) -> Result<()> {
+    let begun = Instant::now();
+    tracing::info!("{} is ready ({:.1}s)", make()?.display(), begun.elapsed().as_secs_f32());
     Ok(())
 }

@@ -7,8 +7,10 @@ mod fetch;
 mod inputs;
 mod inspect;
 mod lock;
+mod outputs;
 mod render;
 mod validate;
+mod write;
 
 use std::io::Write;
 use std::num::NonZeroUsize;
@@ -34,6 +36,7 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Fetch => fetch::run(&cli.options),
         Command::Render => render::run(&cli.options),
         Command::Inspect { image, json } => inspect::run(&image, json),
+        Command::Write { image, device, yes } => write::run(&cli.options, &image, &device, yes),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

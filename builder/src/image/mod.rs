@@ -7,6 +7,8 @@ pub mod fat;
 pub mod gpt;
 pub mod iso9660;
 pub mod oci;
+pub mod qcow2;
+pub mod seed_iso;
 pub mod squashfs;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]

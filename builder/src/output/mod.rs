@@ -11,6 +11,9 @@ pub mod iso;
 pub mod medium;
 mod pieces;
 mod place;
+mod place_folder;
+pub mod qcow2;
+pub mod seed;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]

@@ -49,6 +49,23 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Hand out a PXE folder to machines that boot from the network: HTTP, TFTP, proxyDHCP; until Ctrl-C
+    ///
+    /// Gives no addresses: the network needs a DHCP server that does. Everybody in that network can read the private keys in
+    /// the folder.
+    Serve {
+        /// The folder, <out>/<cluster>-pxe
+        folder: PathBuf,
+        /// The network interface whose machines are served
+        #[arg(long, value_name = "IF")]
+        interface: String,
+        /// The port of HTTP
+        #[arg(long, value_name = "PORT", default_value_t = 80)]
+        http_port: u16,
+        /// What firmware boots: iPXE or GRUB, an EFI program or one for a BIOS; once for each kind of machine
+        #[arg(long = "boot-file", visible_alias = "ipxe", value_name = "FILE")]
+        boot_files: Vec<PathBuf>,
+    },
     /// Write a disk image or an ISO image to a disk of this machine, and read it back
     ///
     /// Refuses a disk that this machine uses in any way, one that is too small, and what is no disk. Without a partition table until the last

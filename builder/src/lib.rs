@@ -14,5 +14,6 @@ pub mod lock;
 pub mod output;
 pub mod pki;
 pub mod proof;
+pub mod serve;
 pub mod store;
 pub mod tree;

@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -270,4 +270,85 @@ fn a_file_is_no_disk() {
     Outcome::of(write(&target, &dir.path().join("none")).arg("--yes"))
         .fails(code::USER, &["there is no ", "has no partition table and is no ISO 9660 volume"]);
     assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
+}
+
+// ---- Serving ----
+
+/// `imgbuild serve` on the loopback interface, until it is dropped.
+struct Serving(std::process::Child);
+
+impl Serving {
+    fn start(folder: &Path, boot_file: &Path, port: u16) -> Self {
+        assert!(rustix::process::geteuid().is_root(), "ports below 1024 need root; `-- --skip root_` leaves this out");
+        let mut command = Command::new(binary());
+        command.arg("serve").arg(folder).args(["--interface", "lo", "--http-port", &port.to_string(), "--boot-file"]);
+        let mut child = command.arg(boot_file).stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
+        let first = lines.next().expect("it says something").unwrap();
+        assert!(first.contains(&format!("at http://127.0.0.1:{port}/ and by TFTP")), "{first}");
+        // What it says later is read, lest it wait for a reader.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self(child)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn root_other_peoples_clients_get_what_a_folder_holds_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("pxe");
+    fs::create_dir_all(folder.join("nodes")).unwrap();
+    let large: Vec<u8> = (0..3_000_001u32).map(|i| (i / 5) as u8).collect();
+    fs::write(folder.join("nodes/a.cpio"), &large).unwrap();
+    fs::write(dir.path().join("secret"), "outside").unwrap();
+    let boot_file = dir.path().join("undionly.kpxe");
+    fs::write(&boot_file, vec![9; 70_000]).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let _serving = Serving::start(&folder, &boot_file, port);
+    let out = dir.path().join("out");
+    let curl = |arguments: &[&str]| {
+        _ = fs::remove_file(&out);
+        let output = tool("curl")
+            .args(["-sS", "-f", "--noproxy", "*", "--path-as-is", "-o"])
+            .arg(&out)
+            .args(arguments)
+            .output()
+            .unwrap();
+        output.status.success().then(|| fs::read(&out).unwrap_or_default())
+    };
+    let http = format!("http://127.0.0.1:{port}");
+    assert!(curl(&[&format!("{http}/nodes/a.cpio")]).unwrap() == large);
+    assert!(curl(&[&format!("{http}/undionly.kpxe")]).unwrap() == vec![9; 70_000]);
+    assert_eq!(curl(&[&format!("{http}/../secret")]), None);
+    // curl asks for sizes of file and block, tftp-hpa for nothing: 512 bytes at a time.
+    assert!(curl(&["--tftp-blksize", "1400", "tftp://127.0.0.1/nodes/a.cpio"]).unwrap() == large);
+    assert_eq!(curl(&["tftp://127.0.0.1/../secret"]), None);
+    let mut tftp = tool("tftp");
+    run(tftp.args(["-m", "binary", "127.0.0.1", "-c", "get", "undionly.kpxe"]).arg(&out));
+    assert!(fs::read(&out).unwrap() == vec![9; 70_000]);
+
+    // Firmware of a BIOS asks the proxy on its own port.
+    let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+    let mut packet = vec![0; 240];
+    packet[..3].copy_from_slice(&[1, 1, 6]);
+    packet[236..].copy_from_slice(&[99, 130, 83, 99]);
+    packet.extend_from_slice(b"\x35\x01\x03\x3c\x09PXEClient\x5d\x02\x00\x00\xff");
+    client.send_to(&packet, "127.0.0.1:4011").unwrap();
+    let mut answer = [0; 1500];
+    let len = client.recv(&mut answer).unwrap();
+    assert!(answer[108..len].starts_with(b"undionly.kpxe\0"));
+    assert_eq!(answer[16..20], [0; 4], "an address was handed out");
+
+    // A second one finds the ports taken, and says which.
+    let mut second = Command::new(binary());
+    second.arg("serve").arg(&folder).args(["--interface", "lo", "--http-port", &port.to_string()]);
+    Outcome::of(&mut second)
+        .fails(code::ENVIRONMENT, &[&format!("TCP port {port}"), "UDP port 69", "UDP port 67", "UDP port 4011"]);
 }

@@ -9,6 +9,7 @@ mod inspect;
 mod lock;
 mod outputs;
 mod render;
+mod serve;
 mod validate;
 mod write;
 
@@ -24,6 +25,7 @@ use crate::assemble::calico::Manifests;
 use crate::cli::{Cli, Command, LogFormat, Options};
 use crate::error::{self, Failure};
 use crate::pki::{self, Pki};
+use crate::serve::Config;
 use crate::store::Store;
 
 /// Runs one command and gives the exit code of the process: 0, or the code of the kind of error (`imgbuild --help`).
@@ -36,6 +38,9 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Fetch => fetch::run(&cli.options),
         Command::Render => render::run(&cli.options),
         Command::Inspect { image, json } => inspect::run(&image, json),
+        Command::Serve { folder, interface, http_port, boot_files } => {
+            serve::run(&Config { folder, boot_files, interface, http_port })
+        }
         Command::Write { image, device, yes } => write::run(&cli.options, &image, &device, yes),
     };
     match result {

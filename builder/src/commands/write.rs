@@ -140,7 +140,7 @@ impl Findings {
                  partitions; some disks can be set to 512 (`nvme format --lbaf`, `hdparm --set-sector-size`)"
             ));
         }
-        if size % SECTOR != 0 {
+        if !size.is_multiple_of(SECTOR) {
             self.0.push(format!(
                 "the image has {size} bytes, not a whole number of sectors: it was cut short; copy it again"
             ));

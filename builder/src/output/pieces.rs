@@ -279,7 +279,7 @@ mod tests {
                 let mut want = vec![0; 12 * BLOCK as usize];
                 disk(bytes).read_exact_at(&mut want, 0).unwrap();
                 let mut got = vec![0xFF; want.len()];
-                let mut touched = vec![false; 12];
+                let mut touched = [false; 12];
                 let mut lay = |at: u64, len: u64, from: Option<&[u8]>| {
                     for block in at / BLOCK..(at + len) / BLOCK {
                         assert!(!std::mem::replace(&mut touched[block as usize], true), "block {block} is written twice");

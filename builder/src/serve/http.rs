@@ -19,6 +19,8 @@ use super::folder::{Folder, Found};
 /// Largest head of a request, and most header lines. iPXE sends some 300 bytes.
 const HEAD_MAX: usize = 16 << 10;
 const HEADERS_MAX: usize = 64;
+/// What is read of a client that was refused, in bytes.
+const UNREAD_MAX: u64 = 1 << 20;
 /// How long a client may be silent, or take nothing.
 const SILENCE: Duration = Duration::from_secs(60);
 /// Connections at a time.
@@ -71,7 +73,7 @@ fn connection(mut stream: TcpStream, folder: &Folder) -> io::Result<()> {
             Read1::End => return Ok(()),
             Read1::Bad(status) => {
                 refuse(&mut stream, status, false)?;
-                return Ok(());
+                return let_go(&mut stream);
             }
         };
         let keep = request.keep;
@@ -80,6 +82,13 @@ fn connection(mut stream: TcpStream, folder: &Folder) -> io::Result<()> {
             return Ok(());
         }
     }
+}
+
+/// Closes a connection on which more may be coming: closed at once, the client would get a reset and not the answer.
+fn let_go(stream: &mut TcpStream) -> io::Result<()> {
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut rest = stream.take(UNREAD_MAX);
+    io::copy(&mut rest, &mut io::sink()).map(|_| ())
 }
 
 /// What a client asks for.

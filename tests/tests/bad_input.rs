@@ -365,7 +365,7 @@ fn built_lab_a_full_disk_below_the_output_leaves_no_image() {
     command.arg(build.get_program()).args(build.get_args()).current_dir(folder());
     let outcome = Outcome::of(&mut command);
     // The builder knows the size before it writes, and says what is missing.
-    outcome.fails(code::ENVIRONMENT, &["of free space, and the image needs", scratch.path().to_str().unwrap()]);
+    outcome.fails(code::ENVIRONMENT, &["of free space, and the output needs", scratch.path().to_str().unwrap()]);
     let out = scratch.path().to_str().unwrap();
     assert!(!outcome.stdout.lines().any(|line| line.starts_with(out)), "left behind:\n{outcome}");
 }

@@ -136,6 +136,8 @@ pub enum Output {
     Qcow2,
     /// One image for all nodes asked for, <out>/<cluster>.iso, for a USB stick, a CD or virtual media: it installs them
     Iso,
+    /// One folder for all nodes asked for, <out>/<cluster>-pxe, for machines that boot from the network; see `imgbuild serve`
+    Pxe,
     /// An archive for machines whose operating system is installed already, <out>/imgbuild-<cluster>-<architecture>.tar.zst,
     /// with the seeds of all nodes that are asked for; unpack it there and run ./install (docs/bundle.md)
     Bundle,

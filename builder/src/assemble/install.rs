@@ -8,10 +8,12 @@ use anyhow::{Context, Result};
 use profiles::medium::machine_and_target;
 use profiles::schema::NodeSection;
 
+use super::os::OsLayer;
 use super::{Bench, NodeKind, disk_plan, os, version};
 use crate::output::disk::DiskPlan;
 use crate::output::iso::{self, Iso, IsoPlan};
 use crate::output::medium::{MediumPlan, NodePlan};
+use crate::output::pxe::{self, Pxe, PxePlan};
 use crate::pki::Pki;
 
 /// Writes an installation image for the nodes called `names` to `path`.
@@ -19,6 +21,37 @@ use crate::pki::Pki;
 /// # Errors
 /// As [`super::disk`].
 pub fn iso(bench: &Bench<'_>, pki: &Pki, names: &[String], path: &Path) -> Result<Iso> {
+    let (medium, kind, os) = medium(bench, pki, names)?;
+    let plan = IsoPlan {
+        boot_loader: os.boot_loader.content(),
+        kernel: os.kernel.content(),
+        initramfs: os::installer(bench, kind)?.content(),
+        version: version(bench.cluster, &os),
+        kernel_args: bench.cluster.os.kernel_args.clone(),
+        time: bench.sources.epoch,
+        medium,
+    };
+    iso::write(&plan, bench.store, path)
+}
+
+/// Writes a folder from which the nodes called `names` boot over the network to `path`.
+///
+/// # Errors
+/// As [`super::disk`].
+pub fn pxe(bench: &Bench<'_>, pki: &Pki, names: &[String], path: &Path) -> Result<Pxe> {
+    let (medium, kind, os) = medium(bench, pki, names)?;
+    let plan = PxePlan {
+        kernel: os.kernel.content(),
+        initramfs: os::installer(bench, kind)?.content(),
+        kernel_args: bench.cluster.os.kernel_args.clone(),
+        time: bench.sources.epoch,
+        medium,
+    };
+    pxe::write(&plan, bench.store, path)
+}
+
+/// A medium with the nodes called `names`, and what boots them all.
+fn medium(bench: &Bench<'_>, pki: &Pki, names: &[String]) -> Result<(MediumPlan, NodeKind, OsLayer)> {
     let cluster = bench.cluster;
     let mut nodes = Vec::new();
     let mut first = None;
@@ -31,21 +64,13 @@ pub fn iso(bench: &Bench<'_>, pki: &Pki, names: &[String], path: &Path) -> Resul
     }
     // Whatever their roles are, all nodes have the same kernel and the same boot loader.
     let (kind, os) = first.with_context(|| format!("none of {names:?} is a node of the cluster"))?;
-    let plan = IsoPlan {
-        boot_loader: os.boot_loader.content(),
-        kernel: os.kernel.content(),
-        initramfs: os::installer(bench, kind)?.content(),
-        version: version(cluster, &os),
-        kernel_args: cluster.os.kernel_args.clone(),
-        time: bench.sources.epoch,
-        medium: MediumPlan {
-            cluster: cluster.cluster.name.clone(),
-            cluster_id: pki.cluster_id(),
-            architecture: bench.architecture(),
-            nodes,
-        },
+    let medium = MediumPlan {
+        cluster: cluster.cluster.name.clone(),
+        cluster_id: pki.cluster_id(),
+        architecture: bench.architecture(),
+        nodes,
     };
-    iso::write(&plan, bench.store, path)
+    Ok((medium, kind, os))
 }
 
 /// How the installer knows a node's machine, and the disk that it installs to.

@@ -25,7 +25,7 @@ use profiles::Cluster;
 use profiles::node::{Architecture, Role};
 use serde::Serialize;
 
-pub use self::install::iso;
+pub use self::install::{iso, pxe};
 use self::os::OsLayer;
 use crate::error::Failure;
 use crate::image::squashfs;

@@ -44,6 +44,16 @@ pub(super) fn run(options: &Options) -> Result<()> {
                 let path = out(format!("{}.iso", file.cluster.cluster.name));
                 timed(|| Ok(assemble::iso(&bench, &pki, &nodes, &path)?.path))?;
             }
+            Output::Pxe => {
+                let path = out(format!("{}-pxe", file.cluster.cluster.name));
+                timed(|| {
+                    let pxe = assemble::pxe(&bench, &pki, &nodes, &path)?;
+                    for (name, memory) in &pxe.memory {
+                        tracing::info!("{name} needs memory: {memory}");
+                    }
+                    Ok(pxe.path)
+                })?;
+            }
             Output::Bundle => timed(|| bundle::bundle(&bench, &pki, &nodes, &out(bundle::file_name(&bench))))?,
         }
     }

@@ -12,6 +12,8 @@ pub mod medium;
 mod pieces;
 mod place;
 mod place_folder;
+pub mod pxe;
+mod pxe_menu;
 pub mod qcow2;
 pub mod seed;
 
@@ -24,3 +26,6 @@ mod iso_tests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod medium_tests;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod pxe_tests;

@@ -150,7 +150,7 @@ fn fits(medium: &BuiltMedium) -> Result<()> {
 fn archives(medium: &BuiltMedium, store: &Store) -> Result<BTreeMap<String, FileTree>> {
     let mut archives: BTreeMap<String, FileTree> = BTreeMap::new();
     let mut put = |archive: String, path: &str| -> Result<()> {
-        let tree = archives.entry(archive).or_insert_with(FileTree::new);
+        let tree = archives.entry(archive).or_default();
         let target = format!("{FOLDER}/{path}");
         let mode = if medium::is_secret(path) { 0o400 } else { 0o444 };
         if path == INDEX {

@@ -25,7 +25,6 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("mformat", "mtools"),
     ("mke2fs", "e2fsprogs"),
     ("mlabel", "mtools"),
-    ("mke2fs", "e2fsprogs"),
     ("modprobe", "kmod"),
     ("mount", "mount"),
     ("openssl", "openssl"),

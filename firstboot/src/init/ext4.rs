@@ -13,6 +13,9 @@ pub const LABEL_NEW: &str = "data-new";
 const SUPERBLOCK: u64 = 1024;
 /// Of block groups of 32768 blocks of 4 KiB, group 1 holds the first copy.
 const FIRST_BACKUP: u64 = 32768 * 4096;
+/// What an installation makes zeros at the beginning of the partition (docs/contracts.md, section 11). No damage looks so:
+/// group descriptors and more are in it.
+const BLANKED: u64 = 1 << 20;
 
 /// The superblock's fields that matter here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +83,9 @@ pub fn judge(device: &mut (impl Read + Seek), partition_guid: &str) -> io::Resul
     if let Some(superblock) = primary {
         return Ok(if ours(&superblock) { Verdict::Use(superblock) } else { Verdict::Make });
     }
+    if is_blank(device)? {
+        return Ok(Verdict::Make);
+    }
     Ok(match read_at(device, FIRST_BACKUP)? {
         Some(backup) if ours(&backup) => Verdict::Refuse(
             "the data partition's superblock is damaged, and its copy is there: repair it with `e2fsck -b 32768`"
@@ -87,6 +93,15 @@ pub fn judge(device: &mut (impl Read + Seek), partition_guid: &str) -> io::Resul
         ),
         _ => Verdict::Make,
     })
+}
+
+/// Whether the disk was installed anew over an older installation of the same node, whose copies of the superblock are
+/// still there.
+fn is_blank(device: &mut (impl Read + Seek)) -> io::Result<bool> {
+    let mut first = Vec::new();
+    device.seek(SeekFrom::Start(0))?;
+    device.take(BLANKED).read_to_end(&mut first)?;
+    Ok(first.iter().all(|byte| *byte == 0))
 }
 
 #[cfg(test)]
@@ -129,6 +144,8 @@ mod tests {
         let mut file = File::options().write(true).open(&path).unwrap();
         file.write_all(&[0; 4096]).unwrap();
         assert!(matches!(judged(&path), Verdict::Refuse(_)), "a damaged filesystem is not made anew");
+        file.write_all(&[0; (1 << 20) - 4096]).unwrap();
+        assert_eq!(judged(&path), Verdict::Make, "the node was installed anew over it");
     }
 
     #[test]

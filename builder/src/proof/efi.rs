@@ -14,7 +14,7 @@ use crate::store::Store;
 use crate::tree::Content;
 
 /// `Machine` of a PE program.
-fn machine(architecture: Architecture) -> u16 {
+pub(crate) fn machine(architecture: Architecture) -> u16 {
     match architecture {
         Architecture::Amd64 => 0x8664,
         Architecture::Loong64 => 0x6264,
@@ -54,10 +54,11 @@ pub fn check(store: &Store, content: &Content, architecture: Architecture, name:
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn pe(machine: u16) -> Vec<u8> {
+    /// An EFI program for a machine, as far as anybody looks.
+    pub(crate) fn pe(machine: u16) -> Vec<u8> {
         let mut bytes = vec![0; 0x80];
         bytes[..2].copy_from_slice(b"MZ");
         bytes[0x3c] = 0x40;

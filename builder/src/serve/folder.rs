@@ -11,9 +11,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use profiles::node::Architecture;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use crate::error::Failure;
+use crate::proof::efi;
 
 /// What a boot program runs on, by how firmware asks for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,8 +127,8 @@ fn firmware(path: &Path) -> Result<Firmware> {
     let header = head.get(at..).unwrap_or_default();
     let machine = header.get(4..6).filter(|_| header.starts_with(b"PE\0\0"));
     match machine.map(|bytes| u16::from_le_bytes([bytes[0], bytes[1]])) {
-        Some(0x8664) => Ok(Firmware::Amd64),
-        Some(0x6264) => Ok(Firmware::Loong64),
+        Some(machine) if machine == efi::machine(Architecture::Amd64) => Ok(Firmware::Amd64),
+        Some(machine) if machine == efi::machine(Architecture::Loong64) => Ok(Firmware::Loong64),
         _ => {
             let message = format!("{} is an EFI program, but neither for x86_64 nor for loongarch64", path.display());
             Err(Failure::user(message).hint("give iPXE or GRUB for the machines' own processor").into())
@@ -136,21 +138,12 @@ fn firmware(path: &Path) -> Result<Firmware> {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
-pub(super) mod tests {
+mod tests {
     use std::io::Read;
     use std::os::unix::fs::symlink;
 
     use super::*;
-
-    /// An EFI program for a machine, as far as anybody looks.
-    pub(in crate::serve) fn efi(machine: u16) -> Vec<u8> {
-        let mut bytes = vec![0; 0x80];
-        bytes[..2].copy_from_slice(b"MZ");
-        bytes[0x3c] = 0x40;
-        bytes[0x40..0x44].copy_from_slice(b"PE\0\0");
-        bytes[0x44..0x46].copy_from_slice(&machine.to_le_bytes());
-        bytes
-    }
+    use crate::proof::efi::tests::pe;
 
     #[test]
     fn only_files_below_the_folder_are_found() {
@@ -213,8 +206,8 @@ pub(super) mod tests {
         let root = dir.path().join("pxe");
         std::fs::create_dir(&root).unwrap();
         let files = [
-            put("ipxe.efi", &efi(0x8664)),
-            put("grubloongarch64.efi", &efi(0x6264)),
+            put("ipxe.efi", &pe(0x8664)),
+            put("grubloongarch64.efi", &pe(0x6264)),
             put("undionly.kpxe", b"\xea\x05\x00"),
         ];
         let folder = Folder::open(&root, &files).unwrap();
@@ -227,7 +220,7 @@ pub(super) mod tests {
         assert_eq!(names, wanted.map(|(firmware, name)| (firmware, name.to_owned())));
         assert_eq!(folder.get("ipxe.efi").unwrap().len, 0x80);
         let refused = |files: &[PathBuf]| Folder::open(&root, files).unwrap_err().to_string();
-        assert!(refused(&[put("arm.efi", &efi(0xaa64))]).contains("neither for x86_64"));
+        assert!(refused(&[put("arm.efi", &pe(0xaa64))]).contains("neither for x86_64"));
         assert!(refused(&[put("cut.efi", b"MZ")]).contains("neither for x86_64"));
         assert!(refused(&[dir.path().join("none")]).contains("opening the boot program"));
         std::fs::write(root.join("ipxe.efi"), "x").unwrap();

@@ -90,8 +90,7 @@ enum Turn {
 fn turn(cx: &Cx<'_>) -> Result<Turn> {
     let me = &cx.profile().node.name;
     let sole = cx.profile().peers.iter().filter(|peer| peer.roles.contains(&Role::Master)).count() == 1;
-    let mut silence: Option<(Duration, Key)> = None;
-    let mut turns = Turns { since: None };
+    let (mut silent, mut joining) = (Unchanged::default(), Unchanged::default());
     let hint = "look at the consoles of the etcd members and of the other masters";
     cx.wait_for("the control plane to form", PEERS, Duration::from_secs(3), hint, || {
         let seen = match claim::look(cx)? {
@@ -99,7 +98,7 @@ fn turn(cx: &Cx<'_>) -> Result<Turn> {
             Poll::Pending(why) => return Ok(Poll::Pending(why)),
         };
         if let Some(init) = seen.init.as_ref().filter(|init| init.value != *me) {
-            silence = None;
+            silent = Unchanged::default();
             return Ok(Poll::Pending(format!("{} is initialising the cluster", init.value)));
         }
         match &seen.initialised {
@@ -118,17 +117,11 @@ fn turn(cx: &Cx<'_>) -> Result<Turn> {
             )),
             Some(done) => {
                 let why = match join::api(cx)? {
-                    Poll::Ready(()) => return turns.next(cx, &seen),
+                    Poll::Ready(()) => return join_turn(cx, &seen, &mut joining),
                     Poll::Pending(why) => why,
                 };
-                let now = cx.host.uptime();
-                let since = match &silence {
-                    Some((since, key)) if key == done => *since,
-                    _ => now,
-                };
-                silence = Some((since, done.clone()));
                 let patience = if done.value == *me { LOST_BY_ME } else { LOST };
-                if now.saturating_sub(since) < patience {
+                if silent.time(done, cx.host.uptime()) < patience {
                     return Ok(Poll::Pending(format!(
                         "{} has initialised the cluster, but no API server answers: {why}",
                         done.value
@@ -152,39 +145,40 @@ fn turn(cx: &Cx<'_>) -> Result<Turn> {
     })
 }
 
-/// Masters join one after the other: each brings an API server, whose start takes all a slow machine has, to a cluster
-/// that may have no more than one to ask. This is courtesy and no lock: nobody waits for ever for one who hangs.
-struct Turns {
-    /// Whose turn it is, and since when we see that.
-    since: Option<(Duration, Key)>,
-}
+/// For how long the same key has been seen, unchanged.
+#[derive(Default)]
+struct Unchanged(Option<(Duration, Key)>);
 
-impl Turns {
-    fn next(&mut self, cx: &Cx<'_>, seen: &Seen) -> Result<Poll<Turn>> {
-        let profile = cx.profile();
-        let Some(other) = seen.join.as_ref().filter(|join| join.value != profile.node.name) else {
-            self.since = None;
-            return Ok(match claim::take_turn(cx, seen)? {
-                Poll::Ready(turn) => Poll::Ready(Turn::Join(Some(turn))),
-                Poll::Pending(why) => Poll::Pending(why),
-            });
-        };
-        let now = cx.host.uptime();
-        let since = match &self.since {
-            Some((since, key)) if key == other => *since,
+impl Unchanged {
+    fn time(&mut self, key: &Key, now: Duration) -> Duration {
+        let since = match &self.0 {
+            Some((since, seen)) if seen == key => *since,
             _ => now,
         };
-        self.since = Some((since, other.clone()));
-        if now.saturating_sub(since) < patience(cx) {
-            return Ok(Poll::Pending(format!("{} is joining", other.value)));
-        }
-        cx.say(&format!(
-            "{} has been joining for {} minutes: going on beside it",
-            other.value,
-            patience(cx).as_secs() / 60
-        ));
-        Ok(Poll::Ready(Turn::Join(None)))
+        self.0 = Some((since, key.clone()));
+        now.saturating_sub(since)
     }
+}
+
+/// Masters join one after the other: each brings an API server, whose start takes all a slow machine has, to a cluster
+/// that may have no more than one to ask. This is courtesy and no lock: nobody waits for ever for one who hangs.
+fn join_turn(cx: &Cx<'_>, seen: &Seen, joining: &mut Unchanged) -> Result<Poll<Turn>> {
+    let Some(other) = seen.join.as_ref().filter(|join| join.value != cx.profile().node.name) else {
+        *joining = Unchanged::default();
+        return Ok(match claim::take_turn(cx, seen)? {
+            Poll::Ready(turn) => Poll::Ready(Turn::Join(Some(turn))),
+            Poll::Pending(why) => Poll::Pending(why),
+        });
+    };
+    if joining.time(other, cx.host.uptime()) < patience(cx) {
+        return Ok(Poll::Pending(format!("{} is joining", other.value)));
+    }
+    cx.say(&format!(
+        "{} has been joining for {} minutes: going on beside it",
+        other.value,
+        patience(cx).as_secs() / 60
+    ));
+    Ok(Poll::Ready(Turn::Join(None)))
 }
 
 /// `kubeadm init`, and the record that it ended well.

@@ -130,6 +130,7 @@ impl Cx<'_> {
         let started = self.host.uptime();
         let mut shown: Option<(String, Duration)> = None;
         loop {
+            let begun = self.host.uptime();
             let missing = match poll()? {
                 Poll::Ready(value) => {
                     self.status.borrow_mut().update(|status| status.waiting_for = None);
@@ -137,7 +138,8 @@ impl Cx<'_> {
                 }
                 Poll::Pending(missing) => missing,
             };
-            let waited = self.host.uptime().saturating_sub(started);
+            let now = self.host.uptime();
+            let (waited, took) = (now.saturating_sub(started), now.saturating_sub(begun));
             let text = if missing.is_empty() { what.to_owned() } else { format!("{what} ({missing})") };
             if waited >= deadline {
                 let reason = format!("waited {} s for {text}", waited.as_secs());
@@ -156,7 +158,9 @@ impl Cx<'_> {
                 status.seconds = self.host.uptime().as_secs();
             });
             // A tenth of the time waited makes no wait longer by more than that.
-            let pause = pause.max((waited / 10).min(LONGEST_PAUSE));
+            let seldom = (waited / 10).min(LONGEST_PAUSE);
+            // And what asks must not be what keeps the machine busy.
+            let pause = pause.max(seldom).max((took * 3).min(LONGEST_PAUSE * 2));
             self.host.sleep(pause.min(deadline - waited));
         }
     }

@@ -92,6 +92,21 @@ impl Built {
         (built, iso)
     }
 
+    /// Builds the folder for network boot instead, of the lab's node, whose MAC address the copy of the cluster file has.
+    /// Installed systems have the tests' shell, as above.
+    pub fn pxe(name: &str, mac: &str) -> PathBuf {
+        let change = |text: &str| {
+            let [node, os] = ["address = \"10.0.2.15\"\n", "[os]\n"];
+            assert!([node, os].iter().all(|mark| text.matches(mark).count() == 1), "{text}");
+            text.replace(node, &format!("{node}mac = \"{mac}\"\n"))
+                .replace(os, &format!("{os}kernel_args = [\"{DEBUG_SHELL}\"]\n"))
+        };
+        Self::build_changed("lab", name, &["--all", "--output", "pxe"], |_| true, change);
+        let path = folder().join(format!("{name}.out")).join("lab-pxe");
+        assert!(path.join("boot.ipxe").exists(), "no boot.ipxe in {}", path.display());
+        path
+    }
+
     fn build(profile: &str, name: &str, which: &[&str], wanted: impl Fn(&BuiltNode) -> bool) -> Self {
         Self::build_changed(profile, name, which, wanted, str::to_owned)
     }

@@ -15,6 +15,7 @@ pub mod disk;
 pub mod frames;
 pub mod qemu;
 pub mod random;
+pub mod room;
 pub mod serial;
 pub mod switch;
 pub mod tool;

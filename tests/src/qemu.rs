@@ -35,6 +35,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::room::{Room, TAP, entering};
 use crate::serial::{Missed, Serial};
 use crate::switch::Switch;
 use crate::tool::{command, run, tool, unpacked};
@@ -219,6 +220,8 @@ pub struct VmBuilder {
     pub mac: String,
     /// The socket of a switch's port; without it, user-mode network.
     pub port: Option<PathBuf>,
+    /// A process in whose namespaces the machine runs, on a tap device there; see [`VmBuilder::room`].
+    room: Option<u32>,
     /// Architecture.
     pub architecture: Architecture,
     /// `None`: see [`Architecture::accelerator`].
@@ -249,6 +252,13 @@ impl VmBuilder {
         self
     }
 
+    /// In that room, with this MAC address. The firmware tries the network first, then the disk.
+    pub fn room(mut self, room: &Room, mac: &str) -> Self {
+        self.room = Some(room.pid());
+        mac.clone_into(&mut self.mac);
+        self
+    }
+
     /// Architecture; x86_64 otherwise.
     pub fn architecture(mut self, architecture: Architecture) -> Self {
         self.architecture = architecture;
@@ -266,7 +276,7 @@ impl VmBuilder {
             }
             Medium::Cd => "ide-cd",
         };
-        self.arguments.extend(["-device".into(), format!("{device},drive=medium,bootindex=1")]);
+        self.arguments.extend(["-device".into(), format!("{device},drive=medium,bootindex=2")]);
         self
     }
 
@@ -292,12 +302,17 @@ impl VmBuilder {
         fs::copy(&vars, &own_vars).expect("copying the firmware's variables");
 
         let mut qemu = self.architecture.qemu();
+        if let Some(pid) = self.room {
+            qemu = entering(pid, &qemu);
+        }
+        // The firmware tries what has the lowest number first.
+        let boot = if self.room.is_some() { ",bootindex=0" } else { "" };
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .args(["-name", &self.name])
             .args(self.architecture.arguments(accelerator))
             .args(["-smp", &self.cpus.to_string(), "-m", &self.memory_mib.to_string()])
             .args(["-device", "virtio-rng-pci", "-netdev", &self.network()])
-            .args(["-device", &format!("virtio-net-pci,netdev=net0,romfile=,mac={}", self.mac)]);
+            .args(["-device", &format!("virtio-net-pci,netdev=net0,romfile=,mac={}{boot}", self.mac)]);
         for (unit, path, readonly) in [(0, &code, "on"), (1, &own_vars, "off")] {
             let path = escape(path);
             qemu.args(["-drive", &format!("if=pflash,format=raw,unit={unit},readonly={readonly},file={path}")]);
@@ -307,7 +322,7 @@ impl VmBuilder {
             let file = format!("file.driver=file,file.filename={}", escape(disk));
             let cache = "cache.direct=off,cache.no-flush=off,discard=unmap";
             qemu.args(["-blockdev", &format!("driver=qcow2,node-name=disk0,{cache},{file}")])
-                .args(["-device", "virtio-blk-pci,drive=disk0,bootindex=0"]);
+                .args(["-device", "virtio-blk-pci,drive=disk0,bootindex=1"]);
         }
         // QEMU is the client of all three, so that no byte is lost before somebody listens.
         let listeners = ["console", "shell", "monitor"].map(|line| {
@@ -351,6 +366,7 @@ impl VmBuilder {
 
     fn network(&self) -> String {
         match &self.port {
+            None if self.room.is_some() => format!("tap,id=net0,ifname={TAP},script=no,downscript=no"),
             None => "user,id=net0,restrict=on".to_owned(),
             Some(path) => format!("stream,id=net0,server=off,addr.type=unix,addr.path={}", escape(path)),
         }
@@ -395,6 +411,7 @@ impl Vm {
             cpus: 2,
             mac: "52:54:00:12:34:56".to_owned(),
             port: None,
+            room: None,
             architecture: Architecture::Amd64,
             accelerator: None,
             logs: None,

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::disk::extract;
 use crate::qemu::Vm;
 
@@ -27,6 +29,29 @@ pub fn nodes_are_ready(vm: &mut Vm, names: &[&str]) {
         ready.sort_unstable();
         done.status == 0 && ready == names && done.output.lines().count() == names.len()
     });
+}
+
+/// What `firstboot status --json` says of a node that has converged, without how long it took and where it comes from: the same
+/// for the same node, whichever way it took into the machine.
+pub fn state_but_for_its_origin(vm: &mut Vm, origin: &str) -> Value {
+    let text = vm.output("firstboot status --json", COMMAND);
+    let mut status: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    let fields = status.as_object_mut().unwrap_or_else(|| panic!("no object: {text}"));
+    assert_eq!(fields.remove("origin"), Some(origin.into()), "{text}");
+    assert_eq!(fields["phase"], "converged", "{text}");
+    assert!(fields.remove("seconds").is_some_and(|seconds| seconds.is_u64()), "{text}");
+    let steps = fields["steps"].as_array_mut().unwrap_or_else(|| panic!("no steps: {text}"));
+    assert!(!steps.is_empty(), "{text}");
+    for step in steps {
+        let seconds = step.as_object_mut().and_then(|step| step.remove("seconds"));
+        assert!(seconds.is_some_and(|seconds| seconds.is_u64()), "{text}");
+    }
+    status
+}
+
+/// What that is for the lab's node after a boot with nothing to do. Every way into a machine must end here.
+pub fn state_of_the_lab() -> Value {
+    serde_json::from_str(include_str!("lab-status.json")).expect("lab-status.json is JSON")
 }
 
 /// What tells one boot of a node from another one.

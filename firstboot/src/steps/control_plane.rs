@@ -64,7 +64,7 @@ impl Step for ControlPlane {
             Turn::Join(turn) => {
                 let joined = join::join(cx).and_then(|()| wait_for_own_api(cx));
                 if let Some(turn) = turn {
-                    turn.end(cx)?;
+                    turn.end(cx);
                 }
                 joined
             }

@@ -98,6 +98,7 @@ fn booted_bundle_makes_a_node_of_an_installed_debian_and_gives_it_back() {
     assert_eq!(installed.status, 0, "{}", installed.output);
     vm.wait_for("firstboot: master-1: converged in", CONVERGE);
     println!("converged {:.0} s after power on", vm.uptime().as_secs_f64());
+    assert_eq!(state_but_for_its_origin(&mut vm, "bundle"), state_of_the_lab());
     nodes_are_ready(&mut vm, &["master-1"]);
     let image = busybox(&mut vm);
     let address = web_pod(&mut vm, "web", "master-1", &image);
@@ -107,7 +108,6 @@ fn booted_bundle_makes_a_node_of_an_installed_debian_and_gives_it_back() {
     let mut vm = switch_on("2-again", &disk, &medium);
     vm.wait_for("firstboot: master-1: already converged, nothing to do", BOOT);
     nodes_are_ready(&mut vm, &["master-1"]);
-    assert_eq!(state_but_for_its_origin(&mut vm, "bundle"), state_of_the_lab());
 
     let refused = vm.exec("/srv/bundle/imgbuild-lab/uninstall", COMMAND);
     assert_eq!(refused.status, 20, "{}", refused.output);

@@ -62,6 +62,7 @@ fn booted_pxe_installs_a_node_and_boots_its_disk_afterwards() {
     vm.wait_for(KNOWN, BOOT);
     vm.wait_for("firstboot: master-1: converged in", CONVERGE);
     println!("installed from the network and converged {} s after power on", vm.uptime().as_secs());
+    assert_eq!(state_but_for_its_origin(&mut vm, "image"), state_of_the_lab());
     nodes_are_ready(&mut vm, &["master-1"]);
     the_seed_is_erased(&mut vm);
     vm.output("sync", BOOT);
@@ -72,7 +73,6 @@ fn booted_pxe_installs_a_node_and_boots_its_disk_afterwards() {
     vm.wait_for(KNOWN, BOOT);
     vm.wait_for("firstboot: master-1: already converged, nothing to do", BOOT);
     nodes_are_ready(&mut vm, &["master-1"]);
-    assert_eq!(state_but_for_its_origin(&mut vm, "image"), state_of_the_lab());
     assert!(laptop.runs(), "imgbuild serve has ended");
     vm.power_down(BOOT);
 

@@ -24,9 +24,9 @@ fn the_lab_is_valid() {
 #[test]
 fn further_arguments_are_names_that_imgbuild_does_not_set() {
     let text = LAB.replacen(
-        "version = \"1.20.2\"\n",
-        "version = \"1.20.2\"\napiserver_extra_args = { \"--event-ttl\" = \"2h\", \"secure-port\" = \"1\" }\n\
-         kubelet_extra_args = { \"v\" = \"2 --config=x\" }\n",
+        "apiserver_extra_args = { \"enable-priority-and-fairness\" = \"false\" }",
+        "apiserver_extra_args = { \"--event-ttl\" = \"2h\", \"secure-port\" = \"1\" }\n\
+         kubelet_extra_args = { \"v\" = \"2 --config=x\" }",
         1,
     );
     let report = Cluster::parse("cluster.toml", &text).unwrap_err().to_string();

@@ -16,10 +16,9 @@ use std::time::{Duration, Instant};
 use crate::build::{binary, copy_cluster, folder, repository};
 use crate::cli::Outcome;
 use crate::disk::{DEBUG_SHELL, debug_overlay};
-use crate::qemu::{Architecture, Done, Vm, VmBuilder, overlay, scale};
+use crate::qemu::{Architecture, Done, Vm, VmBuilder, blank, overlay, scale};
 use crate::random::Random;
 use crate::switch::Switch;
-use crate::tool::{run, tool};
 
 /// Images of nodes of a cluster.
 #[derive(Debug, Clone)]
@@ -362,7 +361,7 @@ impl TestCluster {
         self.machine(name).disks += 1;
         if let Some(size) = &self.blank {
             let size = size.clone();
-            run(tool("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(self.disk(name)).arg(size));
+            blank(&self.disk(name), &size);
             return;
         }
         let base = self.scratch.path().join(format!("{name}.base.qcow2"));

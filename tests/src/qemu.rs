@@ -196,6 +196,11 @@ pub fn overlay(backing: &Path, overlay: &Path) {
     run(tool("qemu-img").args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]).args([&backing, overlay]));
 }
 
+/// Makes an empty qcow2 disk of this size, as QEMU writes it: `18G`.
+pub fn blank(disk: &Path, size: &str) {
+    run(tool("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(disk).arg(size));
+}
+
 /// How an installation medium is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Medium {
@@ -440,6 +445,21 @@ impl Vm {
     /// After `limit` (meant for KVM), when a line means failure, or when the machine stops; with the console's end.
     pub fn wait_for(&mut self, needle: &str, limit: Duration) -> String {
         self.wait(&format!("`{needle}`"), |line| line.contains(needle), 0, FATAL, limit)
+    }
+
+    /// Waits until a boot loader's menu shows `text`. Its lines have no ends, so that [`Vm::wait_for`] would see it too late.
+    ///
+    /// # Panics
+    /// After `limit` (meant for KVM), with the console's end.
+    pub fn wait_for_menu(&mut self, text: &str, limit: Duration) {
+        let limit = self.scale(limit);
+        let begun = Instant::now();
+        while !self.console.since(0).contains(text) {
+            if begun.elapsed() > limit {
+                self.fail(&format!("waiting for a menu with `{text}`"), &Missed::Deadline, limit);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Waits as [`Vm::wait_for`] for a line that has all `words` (see [`has_words`]), from the console's position `from` on.

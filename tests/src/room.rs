@@ -2,13 +2,12 @@
 
 //! A room: an Ethernet of its own, with no way out, in which programs of this computer meet one machine. There are three on it:
 //!
-//! * the laptop, a network namespace at [`LAPTOP`], for programs under test;
+//! * the laptop, a network namespace with the interface [`INTERFACE`], for programs under test;
 //! * the router, another one, which gives addresses by DHCP (dnsmasq): a room has somebody else's;
 //! * the machine, on the laptop's tap device [`TAP`].
 //!
 //! It needs `/dev/net/tun`, and namespaces for users or root; nothing of this computer's own network changes.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -16,8 +15,8 @@ use std::process::{Child, Command, Stdio};
 
 use crate::tool::{run, tool};
 
-/// Address of the laptop, and its interface.
-pub const LAPTOP: (&str, &str) = ("10.0.2.2", "lan");
+/// The laptop's interface; the router's has the same name.
+pub const INTERFACE: &str = "lan";
 /// The machine's end of the cable.
 pub const TAP: &str = "tap0";
 /// Addresses the router gives. The lab's nodes have others.
@@ -70,6 +69,12 @@ impl Namespace {
     fn wrap(&self, command: &Command) -> Command {
         entering(self.pid(), command)
     }
+
+    /// Starts a program inside; what it says goes to `log`.
+    fn start(&self, command: &Command, log: &Path) -> Service {
+        let log = File::create(log).expect("creating a log");
+        Service::start(self.wrap(command).stdout(log.try_clone().unwrap()).stderr(log))
+    }
 }
 
 /// The same command in the namespaces of a process.
@@ -107,37 +112,38 @@ impl Room {
         unshare.arg("--net");
         let router = Namespace::of(laptop.wrap(&unshare));
         let router_pid = router.pid().to_string();
-        let address = format!("{}/24", LAPTOP.0);
-        let lan = LAPTOP.1;
         for arguments in [
-            &["link", "add", "name", lan, "type", "bridge"][..],
+            &["link", "add", "name", INTERFACE, "type", "bridge"][..],
             &["tuntap", "add", "dev", TAP, "mode", "tap"],
-            &["link", "set", TAP, "master", lan, "up"],
-            &["link", "add", "name", "cable", "type", "veth", "peer", "name", "lan", "netns", &router_pid],
-            &["link", "set", "cable", "master", lan, "up"],
-            &["address", "add", &address, "dev", lan],
-            &["link", "set", lan, "up"],
+            &["link", "set", TAP, "master", INTERFACE, "up"],
+            &["link", "add", "name", "cable", "type", "veth", "peer", "name", INTERFACE, "netns", &router_pid],
+            &["link", "set", "cable", "master", INTERFACE, "up"],
+            &["address", "add", "10.0.2.2/24", "dev", INTERFACE],
+            &["link", "set", INTERFACE, "up"],
         ] {
             run(&mut laptop.wrap(tool("ip").args(arguments)));
         }
-        for arguments in [&["address", "add", "10.0.2.1/24", "dev", "lan"][..], &["link", "set", "lan", "up"]] {
+        for arguments in [&["address", "add", "10.0.2.1/24", "dev", INTERFACE][..], &["link", "set", INTERFACE, "up"]] {
             run(&mut router.wrap(tool("ip").args(arguments)));
         }
         std::fs::create_dir_all(logs).expect("making the folder for logs");
-        let log = File::create(logs.join("room.dnsmasq.log")).expect("creating a log");
         let mut dnsmasq = tool("dnsmasq");
-        dnsmasq.args(["--no-daemon", "--conf-file=/dev/null", "--port=0", "--interface=lan", "--bind-interfaces"]);
+        dnsmasq.args([
+            "--no-daemon",
+            "--conf-file=/dev/null",
+            "--port=0",
+            "--bind-interfaces",
+            "--interface",
+            INTERFACE,
+        ]);
         dnsmasq.args(["--dhcp-authoritative", "--leasefile-ro", "--log-dhcp", &format!("--dhcp-range={LEASES}")]);
-        let dhcp = Service::start(router.wrap(&dnsmasq).stdout(log.try_clone().unwrap()).stderr(log));
+        let dhcp = router.start(&dnsmasq, &logs.join("room.dnsmasq.log"));
         Self { _dhcp: dhcp, laptop, _router: router }
     }
 
     /// Starts a program on the laptop; what it says goes to `log`.
-    pub fn start(&self, program: impl AsRef<OsStr>, arguments: &[&OsStr], log: &Path) -> Service {
-        let log = File::create(log).expect("creating a log");
-        let mut command = Command::new(program);
-        command.args(arguments);
-        Service::start(self.laptop.wrap(&command).stdout(log.try_clone().unwrap()).stderr(log))
+    pub fn start(&self, command: &Command, log: &Path) -> Service {
+        self.laptop.start(command, log)
     }
 
     /// A process in the laptop's namespaces, for [`crate::qemu::VmBuilder::room`].

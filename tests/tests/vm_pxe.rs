@@ -7,17 +7,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
-use std::ffi::OsStr;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use imgbuild_tests::build::{binary, folder};
 use imgbuild_tests::cli::contents;
 use imgbuild_tests::cluster::{Built, logs};
-use imgbuild_tests::qemu::{Vm, VmBuilder, turn};
-use imgbuild_tests::room::{LAPTOP, Room, Service};
-use imgbuild_tests::tool::{command, run, tool, unpacked};
+use imgbuild_tests::qemu::{Vm, VmBuilder, blank, turn};
+use imgbuild_tests::room::{INTERFACE, Room, Service};
+use imgbuild_tests::tool::{command, run, unpacked};
 use imgbuild_tests::workload::{
     busybox, node_reaches, nodes_are_ready, state_but_for_its_origin, state_of_the_lab, the_seed_is_erased, web_pod,
 };
@@ -32,15 +30,9 @@ const KNOWN: &str = "this machine is master-1";
 /// The laptop of somebody in the room.
 fn serve(room: &Room, folder: &Path) -> Service {
     let ipxe = unpacked("ipxe/usr/lib/ipxe/snponly.efi", "ipxe");
-    let arguments: [&OsStr; 6] = [
-        "serve".as_ref(),
-        folder.as_ref(),
-        "--interface".as_ref(),
-        LAPTOP.1.as_ref(),
-        "--boot-file".as_ref(),
-        ipxe.as_ref(),
-    ];
-    room.start(binary(), &arguments, &logs().join("pxe.serve.log"))
+    let mut serve = command(binary());
+    serve.arg("serve").arg(folder).args(["--interface", INTERFACE, "--boot-file"]).arg(ipxe);
+    room.start(&serve, &logs().join("pxe.serve.log"))
 }
 
 fn machine(room: &Room, name: &str) -> VmBuilder {
@@ -57,7 +49,7 @@ fn booted_pxe_installs_a_node_and_boots_its_disk_afterwards() {
     let mut laptop = serve(&room, &pxe);
     let scratch = tempfile::tempdir_in(folder()).unwrap();
     let disk = scratch.path().join("disk.qcow2");
-    run(tool("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&disk).arg("18G"));
+    blank(&disk, "18G");
 
     let mut vm = machine(&room, "1-installs").disk(&disk).start();
     vm.wait_for(KNOWN, BOOT);
@@ -98,16 +90,12 @@ fn booted_pxe_runs_a_node_from_memory() {
     // A disk that belongs to somebody, and must stay as it is.
     let scratch = tempfile::tempdir_in(folder()).unwrap();
     let disk = scratch.path().join("disk.qcow2");
-    run(tool("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&disk).arg("18G"));
+    blank(&disk, "18G");
     let before = contents(&disk);
 
     let mut vm = machine(&room, "diskless").disk(&disk).size(2, 8192).start();
-    // The menu's lines have no ends, and it waits five seconds: one entry down.
-    let begun = Instant::now();
-    while !vm.console.since(0).contains(KNOWN) {
-        assert!(begun.elapsed() < 6 * BOOT, "no menu on the console:\n{}", vm.console.tail(20));
-        thread::sleep(Duration::from_millis(100));
-    }
+    // The menu waits five seconds: one entry down.
+    vm.wait_for_menu(KNOWN, BOOT);
     vm.console.send("\x1b[B\r");
     vm.wait_for("imgbuild.diskless=master-1", BOOT);
     vm.wait_for("firstboot: master-1: converged in", CONVERGE);

@@ -587,8 +587,9 @@ impl Vm {
                      KUBECONFIG=/etc/kubernetes/admin.conf; export KUBECONFIG; echo shell\"\" ready; exec sh'\n";
         loop {
             let from = self.shell_line.position();
-            // Where it is bash, its line editor draws anew what does not fit into a line, and loses the rest of it.
-            self.shell_line.send("exec sh\n");
+            // Ctrl-C first: half of a line that came while the shell was starting may have left a quote open. Where the shell
+            // is bash, its line editor draws anew what does not fit into a line, and loses the rest of it.
+            self.shell_line.send("\x03exec sh\n");
             std::thread::sleep(Duration::from_secs(1));
             self.shell_line.send(hello);
             match self.shell_line.wait("shell ready", from, &[], Duration::from_secs(5)) {

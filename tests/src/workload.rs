@@ -22,13 +22,19 @@ const SECRETS: [&str; 2] = ["PRIVATE KEY", "client-key-data"];
 pub fn nodes_are_ready(vm: &mut Vm, names: &[&str]) {
     let mut names = names.to_vec();
     names.sort_unstable();
-    vm.until("kubectl get nodes --no-headers", POD, |done| {
+    vm.until(&get_at_last("nodes --no-headers"), POD, |done| {
         let nodes = done.output.lines().filter_map(|line| line.split_once(' '));
         let mut ready: Vec<&str> =
             nodes.filter(|(_, rest)| rest.trim_start().starts_with("Ready ")).map(|(name, _)| name).collect();
         ready.sort_unstable();
         done.status == 0 && ready == names && done.output.lines().count() == names.len()
     });
+}
+
+/// `kubectl get` for a loop: what kubectl asked an API server that was only just starting, a list that may lack nodes and
+/// pods, it believes for ten minutes.
+fn get_at_last(what: &str) -> String {
+    format!("kubectl --cache-dir=/tmp/kubectl get {what} || {{ rm -rf /tmp/kubectl; false; }}")
 }
 
 /// What `firstboot status --json` says of a node that has just converged, without its origin, how long it took, and what of a step was
@@ -59,16 +65,15 @@ pub fn state_of_the_lab() -> Value {
 
 /// What tells one boot of a node from another one.
 pub fn boot_id(vm: &mut Vm, node: &str) -> String {
-    let get = format!("kubectl get node {node} -o jsonpath='{{.status.nodeInfo.bootID}}'");
+    let get = get_at_last(&format!("node {node} -o jsonpath='{{.status.nodeInfo.bootID}}'"));
     vm.until(&get, POD, |done| done.status == 0 && !done.output.trim().is_empty())
 }
 
 /// Waits until a node is `Ready` as of another boot than `before`: what the API server knew of the old one does not count.
 pub fn is_ready_again(vm: &mut Vm, node: &str, before: &str) {
-    let get = format!(
-        "kubectl get node {node} \
-         -o jsonpath='{{.status.nodeInfo.bootID}} {{.status.conditions[?(@.type==\"Ready\")].status}}'"
-    );
+    let get = get_at_last(&format!(
+        "node {node} -o jsonpath='{{.status.nodeInfo.bootID}} {{.status.conditions[?(@.type==\"Ready\")].status}}'"
+    ));
     let before = before.trim().to_owned();
     vm.until(&get, POD, move |done| {
         let words: Vec<&str> = done.output.split_whitespace().collect();

@@ -333,24 +333,21 @@ impl Lists {
         let Some((kubeconfig, server)) = kubeconfig.zip(server) else {
             return Self { nodes: None, pods: None, leases: None, nobody };
         };
-        let mut ask = |args: &[&str]| {
-            let mut all = args.to_vec();
-            all.extend(["-o", "json"]);
-            Some(round.ask(kubectl(Some(kubeconfig), server, &all)))
-        };
+        // By path: `kubectl get nodes` first asks for all that the API server offers, in dozens of requests.
+        let mut ask = |path: &str| Some(round.ask(kubectl(Some(kubeconfig), server, &["get", "--raw", path])));
         if profile.has(Role::Master) {
             return Self {
-                nodes: ask(&["get", "nodes"]),
-                pods: ask(&["-n", "kube-system", "get", "pods"]),
-                leases: ask(&["-n", "kube-node-lease", "get", "leases"]),
+                nodes: ask("/api/v1/nodes"),
+                pods: ask("/api/v1/namespaces/kube-system/pods"),
+                leases: ask("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"),
                 nobody,
             };
         }
         // A kubelet may see itself and its pods; since 1.32 only with these very selectors.
         let name = &profile.node.name;
         Self {
-            nodes: ask(&["get", "nodes", &format!("--field-selector=metadata.name={name}")]),
-            pods: ask(&["-n", "kube-system", "get", "pods", &format!("--field-selector=spec.nodeName={name}")]),
+            nodes: ask(&format!("/api/v1/nodes?fieldSelector=metadata.name={name}")),
+            pods: ask(&format!("/api/v1/namespaces/kube-system/pods?fieldSelector=spec.nodeName={name}")),
             leases: None,
             nobody,
         }

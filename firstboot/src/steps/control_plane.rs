@@ -401,7 +401,7 @@ mod tests {
             output
         });
         lab.runner.answer(
-            "kubectl --kubeconfig=/etc/kubernetes/discovery.conf --request-timeout=30s get node",
+            "kubectl --kubeconfig=/etc/kubernetes/discovery.conf --request-timeout=30s get --raw /api/v1/nodes/",
             1,
             "",
             "Error from server (NotFound): nodes \"master-1\" not found",
@@ -428,7 +428,7 @@ mod tests {
             etcd.run(line, fed)
         });
         let missing = "Error from server (NotFound): nodes \"master-1\" not found";
-        let get = "kubectl --kubeconfig=/etc/kubernetes/discovery.conf --request-timeout=30s get node";
+        let get = "kubectl --kubeconfig=/etc/kubernetes/discovery.conf --request-timeout=30s get --raw /api/v1/nodes/";
         lab.runner.answer(get, 1, "", missing);
         (lab, etcd)
     }
@@ -501,7 +501,7 @@ mod tests {
             Output { stdout: "[certs] x\n".into(), ..Output::default() }
         });
         lab.runner.answer(
-            "kubectl --kubeconfig=/etc/kubernetes/discovery.conf --request-timeout=30s get node",
+            "kubectl --kubeconfig=/etc/kubernetes/discovery.conf --request-timeout=30s get --raw /api/v1/nodes/",
             1,
             "",
             "Error from server (NotFound): x",

@@ -9,7 +9,7 @@ use profiles::render::{DISCOVERY_CONFIG, KUBEADM_JOIN_CONFIG};
 use serde_json::Value;
 
 use super::control_plane::membership;
-use super::kubeadm::{self, kubectl_as, last_line};
+use super::kubeadm::{self, get_node, kubectl_as, last_line};
 use super::{JOIN, PEERS};
 use crate::cert::{self, show_time};
 use crate::context::{Cx, Poll};
@@ -160,7 +160,7 @@ fn wait_for_the_name(cx: &Cx<'_>) -> Result<()> {
     let taken = Cell::new(false);
     let what = format!("the name {node} to be free");
     let waited = cx.wait_for(&what, NAME_TAKEN, Duration::from_secs(5), "look at `kubectl get nodes`", || {
-        let output = cx.try_run(&kubectl_as(DISCOVERY_CONFIG, &["get", "node", node, "-o", "json"]))?;
+        let output = cx.try_run(&kubectl_as(DISCOVERY_CONFIG, &get_node(node)))?;
         taken.set(false);
         if !output.success() {
             let free = output.stderr_tail.contains("(NotFound)");
@@ -201,7 +201,7 @@ mod tests {
 
     const READYZ: &str = "kubectl --kubeconfig=/etc/kubernetes/discovery.conf --request-timeout=30s get --raw /readyz";
     const NODE: &str =
-        "kubectl --kubeconfig=/etc/kubernetes/discovery.conf --request-timeout=30s get node worker-1 -o json";
+        "kubectl --kubeconfig=/etc/kubernetes/discovery.conf --request-timeout=30s get --raw /api/v1/nodes/worker-1";
     const KUBEADM: &str = "kubeadm join --config=/etc/kubernetes/kubeadm-join.yaml";
 
     fn lab() -> Lab {

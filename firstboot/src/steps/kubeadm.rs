@@ -30,15 +30,22 @@ const KUBECONFIGS: [&str; 6] = [
 const KUBELET_STATE: [&str; 3] = ["config.yaml", "kubeadm-flags.env", "pki"];
 
 /// kubectl with a kubeconfig of this node.
-pub(super) fn kubectl_as(kubeconfig: &str, args: &[&str]) -> Command {
+pub(super) fn kubectl_as(kubeconfig: &str, args: &[impl AsRef<str>]) -> Command {
     let mut all = vec![format!("--kubeconfig={kubeconfig}"), "--request-timeout=30s".to_owned()];
-    all.extend(args.iter().map(|arg| (*arg).to_owned()));
+    all.extend(args.iter().map(|arg| arg.as_ref().to_owned()));
     Command::new("kubectl", all).timeout(60)
 }
 
 /// kubectl as the administrator.
-pub(super) fn kubectl(args: &[&str]) -> Command {
+pub(super) fn kubectl(args: &[impl AsRef<str>]) -> Command {
     kubectl_as("/etc/kubernetes/admin.conf", args)
+}
+
+/// What asks for a Node: one request, where `kubectl get node` first asks for all that the API server offers, in
+/// dozens of requests, and believes what an API server said while it was starting ("no resource type nodes") for
+/// ten minutes.
+pub(super) fn get_node(name: &str) -> [String; 3] {
+    ["get".to_owned(), "--raw".to_owned(), format!("/api/v1/nodes/{name}")]
 }
 
 /// The last line of a program's stderr.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use profiles::node::Role;
 use serde_json::Value;
 
-use super::kubeadm::{kubectl, kubectl_as, last_line};
+use super::kubeadm::{get_node, kubectl, kubectl_as, last_line};
 use crate::context::{Cx, Poll};
 use crate::engine::{State, Step};
 
@@ -17,7 +17,7 @@ pub(super) struct NodeReady;
 
 /// Ready, or what is missing.
 fn poll(cx: &Cx<'_>) -> Result<Poll<()>> {
-    let args = ["get", "node", &cx.profile().node.name, "-o", "json"];
+    let args = get_node(&cx.profile().node.name);
     // A worker has no administrator's access; its kubelet may read its own Node.
     let ask = if cx.profile().has(Role::Master) { kubectl(&args) } else { kubectl_as(KUBELETS_CONFIG, &args) };
     let output = cx.try_run(&ask)?;

@@ -321,13 +321,13 @@ impl World {
                 }
                 Output::default()
             }
-            ["kubectl", _, _, "get", "--raw", _] => succeeds(self.state().an_api_server_answers()),
+            ["kubectl", _, _, "get", "--raw", "/readyz"] => succeeds(self.state().an_api_server_answers()),
             ["kubectl", _, _, "apply", ..] => {
                 let mut state = self.state();
                 state.rotation |= state.an_api_server_answers();
                 succeeds(state.an_api_server_answers())
             }
-            ["kubectl", _, _, "get", "node", ..] => {
+            ["kubectl", _, _, "get", "--raw", _] => {
                 let state = self.state();
                 if !state.an_api_server_answers() {
                     return succeeds(false);

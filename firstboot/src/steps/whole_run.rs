@@ -41,11 +41,17 @@ fn prepare(lab: &mut Lab, profile: &str) {
     lab.write("/opt/imgbuild/images/index.json", r#"{"manifests": []}"#);
     lab.write("/opt/imgbuild/images/blobs/sha256/aa", "blob");
     lab.runner.answer("ctr -n k8s.io images ls -q", 0, "k8s.gcr.io/pause:3.2\n", "");
-    lab.runner.answer("kubectl --kubeconfig=/etc/kubernetes/admin.conf --request-timeout=30s get node", 0, READY, "");
+    lab.runner.answer(
+        "kubectl --kubeconfig=/etc/kubernetes/admin.conf --request-timeout=30s get --raw /api/v1/nodes/",
+        0,
+        READY,
+        "",
+    );
     lab.write("/etc/kubernetes/discovery.conf", DISCOVERY);
-    let kubelet = "kubectl --kubeconfig=/etc/kubernetes/kubelet.conf --request-timeout=30s get node";
+    let kubelet = "kubectl --kubeconfig=/etc/kubernetes/kubelet.conf --request-timeout=30s get --raw /api/v1/nodes/";
     lab.runner.answer(kubelet, 0, READY, "");
-    let discovery = "kubectl --kubeconfig=/etc/kubernetes/discovery.conf --request-timeout=30s get node";
+    let discovery =
+        "kubectl --kubeconfig=/etc/kubernetes/discovery.conf --request-timeout=30s get --raw /api/v1/nodes/";
     lab.runner.answer(discovery, 1, "", "Error from server (NotFound): no such node");
     let root = lab.root();
     lab.runner.on("kubeadm join", move |_| {

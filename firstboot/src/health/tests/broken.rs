@@ -15,7 +15,7 @@ fn objects_without_fields_are_judged() {
     {
         let answer = json!({"items": items}).to_string();
         let mut world = World::lab_ha("master-1");
-        for part in ["get nodes", "get pods", "get leases"] {
+        for part in ["/v1/nodes", "/pods", "/leases"] {
             world.instead.push((part, 0, answer.clone(), String::new()));
         }
         let report = world.report();
@@ -29,7 +29,7 @@ fn objects_without_fields_are_judged() {
 fn torn_answers_are_unknown_not_good() {
     for text in ["", "{", "null x", "Error", "{\"items\":[{\"metadata\":"] {
         let mut world = World::lab_ha("master-1");
-        for part in ["get nodes", "get pods", "get leases", "member list"] {
+        for part in ["/v1/nodes", "/pods", "/leases", "member list"] {
             world.instead.push((part, 0, text.to_owned(), String::new()));
         }
         let report = world.report();
@@ -149,7 +149,7 @@ proptest! {
     #[test]
     fn never_panics(list in any_json(), other in any_json(), text in "\\PC*") {
         let mut world = World::lab_ha("master-1");
-        for part in ["get nodes", "get pods", "get leases"] {
+        for part in ["/v1/nodes", "/pods", "/leases"] {
             world.instead.push((part, 0, json!({"items": [list, other]}).to_string(), text.clone()));
         }
         for part in ["member list", "endpoint health", "endpoint status", "ip -json", "systemctl"] {

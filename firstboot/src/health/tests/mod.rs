@@ -63,7 +63,7 @@ fn the_own_api_server_is_down() {
             .iter()
             .any(|check| check.finding.starts_with("7 of 7 nodes") || check.finding.starts_with("4 of 4"))
     );
-    assert!(world.asked().iter().any(|line| line.contains("--server=https://10.0.2.100:8443 get nodes")));
+    assert!(world.asked().iter().any(|line| line.contains("--server=https://10.0.2.100:8443 get --raw /api/v1/nodes")));
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn a_worker_sees_itself() {
     insta::assert_snapshot!("worker", describe(&report, false));
     let asked = world.asked();
     assert!(!asked.iter().any(|line| line.starts_with("etcdctl")), "a worker has no certificate for etcd");
-    assert!(asked.iter().any(|line| line.ends_with("get nodes --field-selector=metadata.name=worker-1 -o json")));
+    assert!(asked.iter().any(|line| line.ends_with("get --raw /api/v1/nodes?fieldSelector=metadata.name=worker-1")));
     assert!(
         asked
             .iter()

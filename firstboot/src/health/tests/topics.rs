@@ -270,7 +270,7 @@ fn clocks(master: i64, worker: i64) -> String {
     }
     let renewed = crate::health::time::rfc3339((NOW as i64 + worker) as u64);
     let leases = json!({"items": [{"metadata": {"name": "worker-1"}, "spec": {"renewTime": renewed}}]});
-    world.instead.push(("get leases", 0, leases.to_string(), String::new()));
+    world.instead.push(("/leases", 0, leases.to_string(), String::new()));
     findings(&world.report(), "clock")
 }
 
@@ -300,7 +300,7 @@ fn one_clock_against_all_others_is_the_wrong_one() {
     }
     let lease =
         json!({"items": [{"metadata": {"name": "worker-1"}, "spec": {"renewTime": "2027-01-15T08:59:57.000000Z"}}]});
-    world.instead.push(("get leases", 0, lease.to_string(), String::new()));
+    world.instead.push(("/leases", 0, lease.to_string(), String::new()));
     assert_eq!(findings(&world.report(), "clock"), "error clock.skew [master-1] at least 59 min behind all others");
 }
 

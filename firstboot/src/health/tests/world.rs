@@ -45,7 +45,7 @@ pub fn ago(seconds: u64) -> String {
     crate::health::time::rfc3339(NOW - seconds)
 }
 
-/// A node as `kubectl get nodes -o json` of 1.20 shows it, fields that nobody reads left out.
+/// A node as an API server of 1.20 shows it, fields that nobody reads left out.
 pub fn node(name: &str, address: &str, version: &str) -> Value {
     let condition = |kind: &str, status: &str, reason: &str, message: &str| {
         json!({"type": kind, "status": status, "reason": reason, "message": message,
@@ -415,17 +415,17 @@ impl World {
             );
             return (0, "ok".to_owned(), text);
         }
-        let selected = |object: &&Value| match line.split_once("--field-selector=") {
+        let selected = |object: &&Value| match line.split_once("?fieldSelector=") {
             Some((_, rest)) => {
-                let (field, value) = rest.split(' ').next().unwrap().split_once('=').unwrap();
+                let (field, value) = rest.split_once('=').unwrap();
                 object.pointer(&format!("/{}", field.replace('.', "/"))).and_then(Value::as_str) == Some(value)
             }
             None => true,
         };
         let items: Vec<Value> = match line {
-            _ if line.contains("get nodes") => self.nodes.iter().filter(selected).cloned().collect(),
-            _ if line.contains("get pods") => self.pods.iter().filter(selected).cloned().collect(),
-            _ if line.contains("get leases") => self
+            _ if line.contains("/nodes") => self.nodes.iter().filter(selected).cloned().collect(),
+            _ if line.contains("/pods") => self.pods.iter().filter(selected).cloned().collect(),
+            _ if line.contains("/leases") => self
                 .nodes
                 .iter()
                 .map(|node| {
@@ -438,7 +438,7 @@ impl World {
                 .collect(),
             _ => panic!("nobody answers `{line}`"),
         };
-        (0, json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string(), String::new())
+        (0, json!({"apiVersion": "v1", "kind": "NodeList", "items": items}).to_string(), String::new())
     }
 
     fn etcdctl(&self, line: &str) -> (i32, String, String) {

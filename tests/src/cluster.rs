@@ -99,7 +99,8 @@ impl Built {
         wanted: impl Fn(&BuiltNode) -> bool,
         change: impl Fn(&str) -> String,
     ) -> (Self, PathBuf) {
-        let with_shell = |text: &str| replace_once(&change(text), KERNEL_ARGS, &format!("{KERNEL_ARGS}\"{DEBUG_SHELL}\", "));
+        let args = format!("{KERNEL_ARGS}\"{DEBUG_SHELL}\", ");
+        let with_shell = |text: &str| replace_once(&change(text), KERNEL_ARGS, &args);
         let which = [which, &["--output", "iso"]].concat();
         let built = Self::build_changed(profile, name, &which, wanted, with_shell);
         let iso = folder().join(format!("{name}.out")).join(format!("{profile}.iso"));

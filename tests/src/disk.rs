@@ -167,7 +167,8 @@ pub fn is_unchanged(overlay: &Path, backing: &Path) {
 /// The first MiB of a machine's disk, which is off, as a file.
 pub fn first_mib(disk: &Path, target: &Path) -> PathBuf {
     let of = |key: &str, path: &Path| format!("{key}={}", path.display());
-    run(tool("qemu-img").args(["dd", "-f", "qcow2", "-O", "raw", "bs=1M", "count=1"]).args([of("if", disk), of("of", target)]));
+    let files = [of("if", disk), of("of", target)];
+    run(tool("qemu-img").args(["dd", "-f", "qcow2", "-O", "raw", "bs=1M", "count=1"]).args(files));
     target.to_owned()
 }
 

@@ -40,7 +40,8 @@ fn a_machine_boots_through_the_firmware_from_its_overlay() {
     assert!(fs::read(folder.path().join("disk.img")).unwrap() == before, "the backing image was written to");
 }
 
-/// The firmware's shell writes a file to the first disk, and not to the second one, which is slow and has a serial number.
+/// The firmware's shell writes a file to the first disk, and not to the second one, which is slow and has a serial
+/// number.
 #[test]
 fn a_machine_has_several_disks_and_a_screen() {
     let _turn = turn();

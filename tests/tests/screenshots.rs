@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What README shows: the boot menu of an installation image as a picture, and what a console says until its node has converged.
+//! What README shows: the boot menu of an installation image as a picture, and what a console says until its node has
+//! converged.
 //!
 //! `tests/screenshots` runs it.
 
@@ -36,7 +37,7 @@ fn booted_screenshots() {
     builder.arguments.extend(["-device", "VGA"].map(str::to_owned));
     let mut vm = builder.medium(&iso, Medium::UsbStick).start();
 
-    // The menu is no line of text, and it is on the serial line as on the screen. When it has begun to count it is whole.
+    // The menu is on the serial line as on the screen, without an end of its last line. When it counts, it is whole.
     let deadline = Instant::now() + scale(MENU, Architecture::Amd64, vm.accelerator());
     while !vm.console.since(0).contains("Boot in 9 s") {
         assert!(Instant::now() < deadline, "no boot menu on the console:\n{}", vm.console.since(0));

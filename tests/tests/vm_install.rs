@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The installer where something is in its way: disks that hold data, disks that cannot be told apart, power cuts, a person
-//! who wants a shell; and the installer on loongarch64. One machine at a time, `etcd-1`: no other node is there soonest.
-//! `vm_iso` has three machines and nothing in their way.
+//! The installer where something is in its way: disks that hold data, disks that cannot be told apart, power cuts, a
+//! person who wants a shell; and the installer on loongarch64. One machine at a time: `etcd-1`, the quickest node to
+//! converge. `vm_iso` has three machines and nothing in their way.
 //!
 //! `tests/run-install` runs all of them.
 
@@ -22,8 +22,8 @@ use imgbuild_tests::random::Random;
 use imgbuild_tests::tool::{run, tool};
 use imgbuild_tests::workload::COMMAND;
 
-/// For one machine with KVM, as all limits: until the installer has said where the node goes, or why nowhere. Where nothing
-/// is certain it waits 30 s for what may turn up late.
+/// For one machine with KVM, as all limits: until the installer has said where the node goes, or why nowhere. Where
+/// nothing is certain it waits 30 s for what may turn up late.
 const INSTALLER: Duration = Duration::from_secs(90);
 /// Until the node is on the disk: the image is read twice and written once, perhaps slowly.
 const INSTALL: Duration = Duration::from_secs(120);
@@ -130,8 +130,8 @@ impl Machine {
     }
 }
 
-/// An installation image of `etcd-1` of `lab-split`, with these lines in the cluster file's `[node.install]`. The next one
-/// takes its place.
+/// An installation image of `etcd-1` of `lab-split`, with these lines in the cluster file's `[node.install]`. It is
+/// overwritten by the next one.
 fn lab_split(install: &[&str]) -> (Built, PathBuf) {
     let mac = "mac = \"52:54:00:77:00:0b\"\n";
     let table = if install.is_empty() { String::new() } else { format!("\n[node.install]\n{}\n", install.join("\n")) };
@@ -159,7 +159,8 @@ fn is_installed_on(vm: &mut Vm, disk: &str) {
 fn refuses(vm: &mut Vm, disks: usize, why: &str, parts: &[&str]) -> String {
     let failed = "firstboot: install: FAILED:";
     // Whatever it does instead is seen at once.
-    let line = vm.wait_for_words(&[&format!("{failed}|firstboot: install: {NODE} goes to|is installed already")], 0, INSTALLER);
+    let either = format!("{failed}|firstboot: install: {NODE} goes to|is installed already");
+    let line = vm.wait_for_words(&[&either], 0, INSTALLER);
     assert!(line.contains(failed) && line.contains(why), "a refusal with `{why}` wanted: {line}");
     vm.wait_for_words(&["firstboot: install: no disk was written; press Enter to restart the machine"], 0, COMMAND);
     let console = vm.console.since(0);
@@ -269,8 +270,8 @@ fn booted_install_refuses_two_empty_disks_until_the_cluster_file_names_one() {
     machine.disks[1].holds_the_node();
 }
 
-/// Three power cuts: while the node is written, while it is read back, and when it is installed and was never booted. Twice the
-/// same medium begins again; then it leaves the disk alone, whichever of the two the firmware starts.
+/// Three power cuts: while the node is written, while it is read back, and when it is installed and was never booted.
+/// Twice the same medium begins again; then it leaves the disk alone, whichever of the two the firmware starts.
 #[test]
 #[ignore = "installs a machine: run it with tests/run-install"]
 fn booted_install_begins_again_after_a_power_cut_and_never_after_its_end() {
@@ -313,8 +314,9 @@ fn booted_install_begins_again_after_a_power_cut_and_never_after_its_end() {
     assert_eq!(vm.output("cat /root/kept", COMMAND), "kept\n");
 }
 
-/// The installer's own progress cannot say when this is: a small node is in the page cache before the first line of
-/// progress, 5 s after the beginning, and the disk gets it at the sync after that. So what reached the disk is asked for.
+/// Cuts the power when the disk has got this much of the node. The installer's own progress cannot say when that is: a
+/// small node is in the page cache before the first line of progress, which comes after 5 s, and on the disk after the
+/// sync that follows.
 fn cut_while_writing(mut vm: Vm, mib: usize) {
     let deadline = Instant::now() + Duration::from_secs(300);
     while vm.written(0) < (mib as u64) << 20 {
@@ -386,8 +388,7 @@ fn booted_loong64_installs_from_a_stick_and_its_cd_leaves_the_node_alone() {
     let (built, iso) = Built::iso_of("lab-loong64", "lab-loong64-etcd-1", NODE, with_mac);
     let before = contents(&iso);
     let scratch = scratch();
-    let mut machine =
-        Machine::new("install-loong64", &built, vec![TestDisk::empty(scratch.path(), "DISK-1")]);
+    let mut machine = Machine::new("install-loong64", &built, vec![TestDisk::empty(scratch.path(), "DISK-1")]);
 
     let mut vm = machine.on(&iso);
     goes_to(&mut vm, "vda", "virtio-DISK-1; empty");

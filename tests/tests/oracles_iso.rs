@@ -52,10 +52,7 @@ fn medium() -> Medium {
 /// Its EFI system partition, taken out by the partition table.
 fn esp() -> PathBuf {
     static PART: OnceLock<PathBuf> = OnceLock::new();
-    PART.get_or_init(|| {
-        extract(iso(), &disk::esp(iso()).name, &folder().join("iso-esp"))
-    })
-    .clone()
+    PART.get_or_init(|| extract(iso(), &disk::esp(iso()).name, &folder().join("iso-esp"))).clone()
 }
 
 fn esp_file(path: &str) -> Vec<u8> {

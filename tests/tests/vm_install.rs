@@ -155,7 +155,11 @@ fn leaves_the_node_alone(vm: &mut Vm, medium: &str) {
     // Were the disk started, no installer would say anything.
     let line = vm.wait_for_words(&["firstboot: install: the medium is|firstboot: node: seed:|converged"], 0, INSTALLER);
     assert!(line.contains(&format!("firstboot: install: the medium is {medium}")), "not from {medium}: {line}");
-    let line = vm.wait_for_words(&["firstboot: install: etcd-1 goes to|firstboot: install: failed|nothing is written"], 0, INSTALLER);
+    let line = vm.wait_for_words(
+        &["firstboot: install: etcd-1 goes to|firstboot: install: failed|nothing is written"],
+        0,
+        INSTALLER,
+    );
     assert!(line.contains(&format!("{NODE} is installed already: nothing is written")), "{line}");
 }
 

@@ -20,6 +20,9 @@ use crate::qemu::{Architecture, Done, Vm, VmBuilder, blank, overlay, scale};
 use crate::random::Random;
 use crate::switch::Switch;
 
+/// How the kernel's arguments begin in a cluster file.
+const KERNEL_ARGS: &str = "kernel_args = [";
+
 /// Images of nodes of a cluster.
 #[derive(Debug, Clone)]
 pub struct Built {
@@ -80,12 +83,25 @@ impl Built {
     /// Builds one installation image of all nodes instead: see [`TestCluster::blank`]. Installed systems have the tests' shell,
     /// by a kernel argument in the copy of the cluster file.
     pub fn iso(profile: &str, name: &str) -> (Self, PathBuf) {
-        let shell = |text: &str| {
-            let args = "kernel_args = [";
-            assert_eq!(text.matches(args).count(), 1, "{text}");
-            text.replace(args, &format!("{args}\"{DEBUG_SHELL}\", "))
-        };
-        let built = Self::build_changed(profile, name, &["--all", "--output", "iso"], |_| true, shell);
+        Self::build_iso(profile, name, &["--all"], |_| true, str::to_owned)
+    }
+
+    /// As [`Built::iso`], of one node alone, from a copy of the cluster file that `change` changes.
+    pub fn iso_of(profile: &str, name: &str, node: &str, change: impl Fn(&str) -> String) -> (Self, PathBuf) {
+        Self::build_iso(profile, name, &["--profile", node], |built| built.name == node, change)
+    }
+
+    fn build_iso(
+        profile: &str,
+        name: &str,
+        which: &[&str],
+        wanted: impl Fn(&BuiltNode) -> bool,
+        change: impl Fn(&str) -> String,
+    ) -> (Self, PathBuf) {
+        let args = format!("{KERNEL_ARGS}\"{DEBUG_SHELL}\", ");
+        let with_shell = |text: &str| replace_once(&change(text), KERNEL_ARGS, &args);
+        let which = [which, &["--output", "iso"]].concat();
+        let built = Self::build_changed(profile, name, &which, wanted, with_shell);
         let iso = folder().join(format!("{name}.out")).join(format!("{profile}.iso"));
         assert!(iso.exists(), "no {}", iso.display());
         (built, iso)
@@ -96,9 +112,8 @@ impl Built {
     pub fn pxe(name: &str, mac: &str) -> PathBuf {
         let change = |text: &str| {
             let [node, os] = ["address = \"10.0.2.15\"\n", "[os]\n"];
-            assert!([node, os].iter().all(|mark| text.matches(mark).count() == 1), "{text}");
-            text.replace(node, &format!("{node}mac = \"{mac}\"\n"))
-                .replace(os, &format!("{os}kernel_args = [\"{DEBUG_SHELL}\"]\n"))
+            let with_mac = replace_once(text, node, &format!("{node}mac = \"{mac}\"\n"));
+            replace_once(&with_mac, os, &format!("{os}kernel_args = [\"{DEBUG_SHELL}\"]\n"))
         };
         Self::build_changed("lab", name, &["--all", "--output", "pxe"], |_| true, change);
         let path = folder().join(format!("{name}.out")).join("lab-pxe");
@@ -138,8 +153,7 @@ impl Built {
         // After the last node: its place decides a node's pod subnet.
         let last = self.nodes.last().expect("a cluster has nodes");
         let mac = format!("mac = \"{}\"\n", last.mac);
-        assert_eq!(text.matches(&mac).count(), 1, "{text}");
-        let grown = text.replace(&mac, &format!("{mac}\n{table}"));
+        let grown = replace_once(&text, &mac, &format!("{mac}\n{table}"));
         fs::write(&file, &grown).unwrap_or_else(|error| panic!("writing {}: {error}", file.display()));
         let out = last.image.parent().expect("an image is in a folder");
         let (_, mut nodes) = read(&grown, out).expect("a cluster file");
@@ -158,6 +172,15 @@ impl Built {
         let found = self.nodes.iter().find(|node| node.name == name);
         found.unwrap_or_else(|| panic!("no node `{name}` in {}", self.cluster.display()))
     }
+}
+
+/// Replaces what is in a text once.
+///
+/// # Panics
+/// If it is not there, or more than once: the shipped file is not what the test took it for.
+pub fn replace_once(text: &str, old: &str, new: &str) -> String {
+    assert_eq!(text.matches(old).count(), 1, "`{old}` in\n{text}");
+    text.replace(old, new)
 }
 
 fn build(cluster: &Path, out: &Path, what: &[&str]) {

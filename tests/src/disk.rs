@@ -11,6 +11,8 @@ use crate::qemu::overlay;
 use crate::tool::{run, run_bytes, tool};
 
 const SECTOR: u64 = 512;
+/// Type of an EFI system partition, C12A7328-F81F-11D2-BA4B-00A0C93EC93B, as a GPT stores it.
+const ESP: [u8; 16] = [0x28, 0x73, 0x2A, 0xC1, 0x1F, 0xF8, 0xD2, 0x11, 0xBA, 0x4B, 0x00, 0xA0, 0xC9, 0x3E, 0xC9, 0x3B];
 /// The kernel argument for which systemd starts a root shell on the second serial line (systemd-debug-generator(8)).
 pub const DEBUG_SHELL: &str = "systemd.debug_shell=ttyS1";
 
@@ -60,6 +62,13 @@ pub fn partition(image: &Path, name: &str) -> Partition {
     let all = partitions(image);
     let found = all.iter().find(|p| p.name == name).cloned();
     found.unwrap_or_else(|| panic!("no partition `{name}` in {}, but {all:?}", image.display()))
+}
+
+/// The EFI system partition, by its type, whatever its label is.
+pub fn esp(image: &Path) -> Partition {
+    let all = partitions(image);
+    let found = all.iter().find(|p| p.kind == ESP).cloned();
+    found.unwrap_or_else(|| panic!("no EFI system partition in {}, but {all:?}", image.display()))
 }
 
 /// Copies the partition labelled `name` to a file of its own, holes as holes.
@@ -121,6 +130,48 @@ pub fn debug_overlay(image: &Path, target: &Path) {
     }
 }
 
+/// Copies an installation image to `target` with another default in its boot menu: `entry` is the name of a file below
+/// `loader/entries`. Nobody is there to press a key.
+pub fn with_default_entry(image: &Path, target: &Path, entry: &str) {
+    const CONFIGURATION: &str = "::loader/loader.conf";
+    copy(image, target);
+    let fat = format!("{}@@{}", target.display(), esp(target).offset);
+    let mtool = |program: &str| {
+        let mut command = tool(program);
+        command.env("MTOOLS_SKIP_CHECK", "1").args(["-i", &fat]);
+        command
+    };
+    let entries = run(mtool("mdir").args(["-b", "::loader/entries"]));
+    assert!(entries.lines().any(|line| line.ends_with(&format!("/{entry}"))), "no boot entry {entry}, but\n{entries}");
+    let old = run(mtool("mcopy").args([CONFIGURATION, "-"]));
+    let new = another_default(&old, entry).unwrap_or_else(|| panic!("loader.conf has no default:\n{old}"));
+    let mut file = tempfile::NamedTempFile::new().expect("making a temporary file");
+    file.write_all(new.as_bytes()).unwrap();
+    run(mtool("mcopy").arg("-o").arg(file.path()).arg(CONFIGURATION));
+}
+
+/// A configuration of systemd-boot whose default is `entry`; nothing if it has no default.
+fn another_default(configuration: &str, entry: &str) -> Option<String> {
+    let line = |line: &str| match line.starts_with("default ") {
+        true => format!("default {entry}\n"),
+        false => format!("{line}\n"),
+    };
+    configuration.lines().any(|line| line.starts_with("default ")).then(|| configuration.lines().map(line).collect())
+}
+
+/// Checks that a machine's disk, which is `overlay` over `backing`, holds what `backing` does: every byte of it.
+pub fn is_unchanged(overlay: &Path, backing: &Path) {
+    run(tool("qemu-img").args(["compare", "-f", "qcow2", "-F", "raw"]).args([overlay, backing]));
+}
+
+/// The first MiB of a machine's disk, which is off, as a file.
+pub fn first_mib(disk: &Path, target: &Path) -> PathBuf {
+    let of = |key: &str, path: &Path| format!("{key}={}", path.display());
+    let files = [of("if", disk), of("of", target)];
+    run(tool("qemu-img").args(["dd", "-f", "qcow2", "-O", "raw", "bs=1M", "count=1"]).args(files));
+    target.to_owned()
+}
+
 /// A boot entry whose kernel starts a root shell on the second serial line; nothing if it has no options.
 fn one_more_argument(entry: &str) -> Option<String> {
     let line = |line: &str| match line.starts_with("options") {
@@ -173,6 +224,30 @@ mod tests {
         let with = "title imgbuild\nlinux /a\noptions imgbuild.slot=a console=ttyS0 systemd.debug_shell=ttyS1\n";
         assert_eq!(one_more_argument(entry).unwrap(), with);
         assert_eq!(one_more_argument("title imgbuild\n"), None);
+    }
+
+    #[test]
+    fn the_menu_gets_another_default() {
+        let old = "timeout 10\ndefault imgbuild-auto.conf\nconsole-mode keep\n";
+        let new = "timeout 10\ndefault imgbuild-rescue.conf\nconsole-mode keep\n";
+        assert_eq!(another_default(old, "imgbuild-rescue.conf").unwrap(), new);
+        assert_eq!(another_default("timeout 10\n", "imgbuild-rescue.conf"), None);
+    }
+
+    #[test]
+    fn a_disk_is_compared_with_what_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let (raw, disk) = (folder.path().join("raw"), folder.path().join("disk.qcow2"));
+        let mut bytes = vec![0; 3 << 20];
+        bytes[7] = 1;
+        fs::write(&raw, &bytes).unwrap();
+        overlay(&raw, &disk);
+        is_unchanged(&disk, &raw);
+        run(tool("qemu-io").args(["-f", "qcow2", "-c", "write -q -P 5 2M 512"]).arg(&disk));
+        let compared = std::panic::catch_unwind(|| is_unchanged(&disk, &raw));
+        let message = *compared.unwrap_err().downcast::<String>().unwrap();
+        assert!(message.contains(&(2 << 20).to_string()), "{message}");
+        assert!(fs::read(first_mib(&disk, &folder.path().join("first"))).unwrap() == bytes[..1 << 20]);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 //! Virtual machines with UEFI firmware, in QEMU.
 //!
-//! **The disk.** A machine runs on a qcow2 overlay, so that the image under test is never written to.
+//! **Disks.** A machine runs on a qcow2 overlay, so that the image under test is never written to. It may have several, with
+//! serial numbers, and slow ones; [`Vm::written`] says what the guest wrote to each.
 //!
 //! **The network.** User-mode, `restrict=on`: the guest gets an address and a gateway that leads nowhere. Or, for several
 //! machines, a port of a [`Switch`], which leads to the others and nowhere else.
@@ -49,7 +50,8 @@ const FIRMWARE: &[(&str, &str, &str)] = &[
 ];
 
 /// Lines on the console after which nothing good comes.
-const FATAL: &[&str] = &["Kernel panic - not syncing", "FAILED step="];
+const FATAL: &[&str] =
+    &["Kernel panic - not syncing", "FAILED step=", "firstboot: init: FAILED:", "firstboot: install: FAILED:"];
 
 /// The same where firstboot is expected to fail: systemd starts it again.
 const FATAL_TO_ALL: &[&str] = &["Kernel panic - not syncing"];
@@ -201,22 +203,67 @@ pub fn blank(disk: &Path, size: &str) {
     run(tool("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(disk).arg(size));
 }
 
+/// A disk of a machine, on virtio.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// A qcow2 file, written to; see [`overlay`].
+    pub file: PathBuf,
+    /// Serial number, at most 20 characters.
+    pub serial: Option<String>,
+    /// Bytes per second, reads and writes together; `None`: as fast as it can.
+    pub speed: Option<u64>,
+}
+
+impl Disk {
+    /// A disk without a serial number, as fast as it can be.
+    pub fn new(file: &Path) -> Self {
+        Self { file: file.to_owned(), serial: None, speed: None }
+    }
+
+    /// QEMU's arguments for disk number `number`. What the guest sees is the node `disk<number>`; see [`Vm::written`].
+    fn arguments(&self, number: usize) -> Vec<String> {
+        let node = format!("disk{number}");
+        let image = if self.speed.is_some() { format!("image{number}") } else { node.clone() };
+        // cache.no-flush=off: the guest's flushes reach the file. See the module's words on power cuts.
+        let cache = "cache.direct=off,cache.no-flush=off,discard=unmap";
+        let file = format!("file.driver=file,file.filename={}", escape(&self.file));
+        let mut arguments = vec!["-blockdev".to_owned(), format!("driver=qcow2,node-name={image},{cache},{file}")];
+        if let Some(speed) = self.speed {
+            let group = format!("speed{number}");
+            let limits = json!({ "qom-type": "throttle-group", "id": group, "limits": { "bps-total": speed } });
+            let throttle = format!("driver=throttle,node-name={node},throttle-group={group},file={image}");
+            arguments.extend(["-object".to_owned(), limits.to_string(), "-blockdev".to_owned(), throttle]);
+        }
+        let serial = self.serial.as_ref().map(|serial| format!(",serial={serial}")).unwrap_or_default();
+        let place = FIRST_DISK + number;
+        arguments.extend(["-device".to_owned(), format!("virtio-blk-pci,drive={node},bootindex={place}{serial}")]);
+        arguments
+    }
+}
+
 /// How an installation medium is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Medium {
     /// As a disk on a USB port.
     UsbStick,
-    /// In a CD drive of a q35 machine.
+    /// In a CD drive: on SATA in x86_64 machines, on SCSI in loongarch64 ones, which have no SATA.
     Cd,
 }
+
+/// The firmware tries what has the lowest number first: a network that is asked, a medium, the disks, a medium.
+const NETWORK: usize = 0;
+const BEFORE_DISKS: usize = 1;
+const FIRST_DISK: usize = 2;
+const AFTER_DISKS: usize = 100;
 
 /// What a machine is to be.
 #[derive(Debug, Clone)]
 pub struct VmBuilder {
     /// For file names and messages.
     pub name: String,
-    /// A qcow2 file, written to; see [`overlay`]. Without it the firmware finds nothing to start.
-    pub disk: Option<PathBuf>,
+    /// Disks, in the order in which the firmware tries them and the kernel counts them. Without any, and without a medium,
+    /// the firmware finds nothing to start.
+    pub disks: Vec<Disk>,
     /// Memory in MiB.
     pub memory_mib: u32,
     /// Processors.
@@ -238,9 +285,9 @@ pub struct VmBuilder {
 }
 
 impl VmBuilder {
-    /// The disk; see [`VmBuilder::disk`].
-    pub fn disk(mut self, disk: &Path) -> Self {
-        self.disk = Some(disk.to_owned());
+    /// A disk more; see [`Disk::file`].
+    pub fn disk(mut self, file: &Path) -> Self {
+        self.disks.push(Disk::new(file));
         self
     }
 
@@ -257,31 +304,40 @@ impl VmBuilder {
         self
     }
 
-    /// In that room, with this MAC address. The firmware tries the network first, then the disk.
+    /// In that room, with this MAC address. The firmware tries the network first, then the disks.
     pub fn room(mut self, room: &Room, mac: &str) -> Self {
         self.room = Some(room.pid());
         mac.clone_into(&mut self.mac);
         self
     }
 
-    /// Architecture; x86_64 otherwise.
+    /// Architecture; x86_64 otherwise. It decides how a medium is attached, so it is set before.
     pub fn architecture(mut self, architecture: Architecture) -> Self {
         self.architecture = architecture;
         self
     }
 
-    /// An installation medium, which the firmware tries after the disk. It cannot be written to.
-    pub fn medium(mut self, image: &Path, how: Medium) -> Self {
+    /// An installation medium, which the firmware tries after the disks. It cannot be written to.
+    pub fn medium(self, image: &Path, how: Medium) -> Self {
+        self.attach(image, how, AFTER_DISKS)
+    }
+
+    /// The same, but the firmware tries it before the disks: a stick that was left in the machine.
+    pub fn medium_before_disks(self, image: &Path, how: Medium) -> Self {
+        self.attach(image, how, BEFORE_DISKS)
+    }
+
+    fn attach(mut self, image: &Path, how: Medium, place: usize) -> Self {
         let file = format!("file.driver=file,file.filename={}", escape(image));
         self.arguments.extend(["-blockdev".into(), format!("driver=raw,node-name=medium,read-only=on,{file}")]);
-        let device = match how {
-            Medium::UsbStick => {
-                self.arguments.extend(["-device".into(), "qemu-xhci".into()]);
-                "usb-storage"
-            }
-            Medium::Cd => "ide-cd",
+        let (controller, device) = match (how, self.architecture) {
+            (Medium::UsbStick, _) => (Some("qemu-xhci"), "usb-storage"),
+            // q35 has SATA.
+            (Medium::Cd, Architecture::Amd64) => (None, "ide-cd"),
+            (Medium::Cd, Architecture::Loong64) => (Some("virtio-scsi-pci"), "scsi-cd"),
         };
-        self.arguments.extend(["-device".into(), format!("{device},drive=medium,bootindex=2")]);
+        self.arguments.extend(controller.into_iter().flat_map(|device| ["-device".to_owned(), device.to_owned()]));
+        self.arguments.extend(["-device".into(), format!("{device},drive=medium,bootindex={place}")]);
         self
     }
 
@@ -310,8 +366,7 @@ impl VmBuilder {
         if let Some(pid) = self.room {
             qemu = entering(pid, &qemu);
         }
-        // The firmware tries what has the lowest number first.
-        let boot = if self.room.is_some() { ",bootindex=0" } else { "" };
+        let boot = if self.room.is_some() { format!(",bootindex={NETWORK}") } else { String::new() };
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .args(["-name", &self.name])
             .args(self.architecture.arguments(accelerator))
@@ -322,12 +377,8 @@ impl VmBuilder {
             let path = escape(path);
             qemu.args(["-drive", &format!("if=pflash,format=raw,unit={unit},readonly={readonly},file={path}")]);
         }
-        if let Some(disk) = &self.disk {
-            // cache.no-flush=off: the guest's flushes reach the file. See the module's words on power cuts.
-            let file = format!("file.driver=file,file.filename={}", escape(disk));
-            let cache = "cache.direct=off,cache.no-flush=off,discard=unmap";
-            qemu.args(["-blockdev", &format!("driver=qcow2,node-name=disk0,{cache},{file}")])
-                .args(["-device", "virtio-blk-pci,drive=disk0,bootindex=1"]);
+        for (number, disk) in self.disks.iter().enumerate() {
+            qemu.args(disk.arguments(number));
         }
         // QEMU is the client of all three, so that no byte is lost before somebody listens.
         let listeners = ["console", "shell", "monitor"].map(|line| {
@@ -411,7 +462,7 @@ impl Vm {
     pub fn builder(name: &str) -> VmBuilder {
         VmBuilder {
             name: name.to_owned(),
-            disk: None,
+            disks: vec![],
             memory_mib: 4096,
             cpus: 2,
             mac: "52:54:00:12:34:56".to_owned(),
@@ -565,8 +616,16 @@ impl Vm {
     /// # Panics
     /// After `limit` (meant for KVM), with the console's end.
     pub fn power_down(mut self, limit: Duration) {
+        self.ask("system_powerdown", json!({}));
+        self.wait_until_off(limit);
+    }
+
+    /// Waits until the machine is off, or restarts: it has QEMU's `-no-reboot`.
+    ///
+    /// # Panics
+    /// After `limit` (meant for KVM), with the console's end.
+    pub fn wait_until_off(mut self, limit: Duration) {
         let limit = self.scale(limit);
-        self.monitor.execute("system_powerdown").expect("asking QEMU to press the button");
         let deadline = Instant::now() + limit;
         while self.child.running() {
             if Instant::now() > deadline {
@@ -576,10 +635,44 @@ impl Vm {
         }
     }
 
+    /// How many bytes reached disk number `disk` since the machine was switched on. What the guest still has in its page
+    /// cache does not count.
+    pub fn written(&mut self, disk: usize) -> u64 {
+        let node = format!("disk{disk}");
+        let all = self.ask("query-blockstats", json!({}));
+        let of_disk = all.as_array().and_then(|all| all.iter().find(|stats| stats["node-name"] == node.as_str()));
+        let bytes = of_disk.and_then(|stats| stats["stats"]["wr_bytes"].as_u64());
+        bytes.unwrap_or_else(|| panic!("{} has no disk {disk}: {all}", self.name))
+    }
+
+    /// Writes a picture of the screen to a PNG file. The machine must have a graphics card: `-device VGA`.
+    pub fn screenshot(&mut self, file: &Path) {
+        let name = file.to_str().expect("paths of the tests are UTF-8");
+        self.ask("screendump", json!({ "filename": name, "format": "png" }));
+    }
+
+    /// From here on, [`Vm::exec`] uses the shell that a rescue system opens on the console.
+    ///
+    /// # Panics
+    /// If that does not offer one within `limit` (meant for KVM), with the console's end.
+    pub fn open_rescue_shell(&mut self, limit: Duration) {
+        // sulogin's `Press Enter for maintenance`; of a root whose password is locked it takes any answer.
+        self.wait_for("for maintenance", limit);
+        self.shell_line = self.console.clone();
+        self.shell_line.send("\n");
+        self.greet_shell();
+        // What the kernel says would be taken for a part of an answer.
+        self.output("dmesg --console-level emerg", limit);
+    }
+
     /// The shell is there once systemd runs; until then nobody answers. Before the kernel runs, this must be silent:
     /// firmware and boot loader read the second line, too, and `e` opens systemd-boot's editor.
     fn open_shell(&mut self) {
         self.wait_for("Linux version", Duration::from_secs(30));
+        self.greet_shell();
+    }
+
+    fn greet_shell(&mut self) {
         let limit = self.scale(Duration::from_secs(60));
         let deadline = Instant::now() + limit;
         // Written in two parts, so that the echo of this line is not taken for its answer.
@@ -595,10 +688,17 @@ impl Vm {
             match self.shell_line.wait("shell ready", from, &[], Duration::from_secs(5)) {
                 Ok(_) => break,
                 Err(Missed::Deadline) if Instant::now() < deadline => {}
-                Err(missed) => self.fail("opening the shell on the second serial line", &missed, limit),
+                Err(missed) => self.fail("opening the shell on a serial line", &missed, limit),
             }
         }
         self.shell_is_open = true;
+    }
+
+    /// What QEMU answers to a command.
+    fn ask(&mut self, command: &str, arguments: Value) -> Value {
+        self.monitor.execute(command, arguments).unwrap_or_else(|error| {
+            panic!("asking QEMU on {}: {error}\n{}console:\n{}", self.name, self.messages(), self.console.tail(50))
+        })
     }
 
     fn scale(&self, limit: Duration) -> Duration {
@@ -651,17 +751,18 @@ impl Monitor {
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         let mut monitor = Self { reader: BufReader::new(stream) };
         monitor.message(|message| message.get("QMP").is_some())?;
-        monitor.execute("qmp_capabilities")?;
+        monitor.execute("qmp_capabilities", json!({}))?;
         Ok(monitor)
     }
 
-    fn execute(&mut self, command: &str) -> io::Result<()> {
-        self.reader.get_mut().write_all(format!("{}\n", json!({ "execute": command })).as_bytes())?;
-        let answer = self.message(|message| message.get("return").is_some() || message.get("error").is_some())?;
+    fn execute(&mut self, command: &str, arguments: Value) -> io::Result<Value> {
+        let request = json!({ "execute": command, "arguments": arguments });
+        self.reader.get_mut().write_all(format!("{request}\n").as_bytes())?;
+        let mut answer = self.message(|message| message.get("return").is_some() || message.get("error").is_some())?;
         if answer.get("error").is_some() {
             return Err(io::Error::other(format!("{command}: {answer}")));
         }
-        Ok(())
+        Ok(answer["return"].take())
     }
 
     /// The next message that is `wanted`; events are passed over.

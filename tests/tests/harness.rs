@@ -10,8 +10,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use imgbuild_tests::disk::is_unchanged;
 use imgbuild_tests::frames::{Arp, addresses, mac};
-use imgbuild_tests::qemu::{Vm, overlay, turn};
+use imgbuild_tests::qemu::{Disk, Vm, overlay, turn};
 use imgbuild_tests::switch::Switch;
 use imgbuild_tests::tool::{run, tool};
 
@@ -37,6 +38,31 @@ fn a_machine_boots_through_the_firmware_from_its_overlay() {
     assert!(fs::read_to_string(folder.path().join("harness.console.log")).unwrap().contains("hello from the disk"));
     drop(vm);
     assert!(fs::read(folder.path().join("disk.img")).unwrap() == before, "the backing image was written to");
+}
+
+/// The firmware's shell writes a file to the first disk, and not to the second one, which is slow and has a serial
+/// number.
+#[test]
+fn a_machine_has_several_disks_and_a_screen() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let script = "@echo -off\necho kept > fs0:\\written.txt\necho that was all\n";
+    let written = disk(folder.path(), script);
+    let (raw, idle) = (folder.path().join("idle.img"), folder.path().join("idle.qcow2"));
+    fs::File::create(&raw).unwrap().set_len(64 << 20).unwrap();
+    overlay(&raw, &idle);
+    let mut builder = Vm::builder("disks").disk(&written).size(1, 512);
+    builder.disks.push(Disk { serial: Some("IDLE-1".to_owned()), speed: Some(1 << 20), ..Disk::new(&idle) });
+    builder.arguments.extend(["-device", "VGA"].map(str::to_owned));
+    let mut vm = builder.start();
+    vm.wait_for("that was all", Duration::from_secs(30));
+    assert!(vm.written(0) >= 512, "{} bytes written", vm.written(0));
+    assert_eq!(vm.written(1), 0);
+    let picture = folder.path().join("screen.png");
+    vm.screenshot(&picture);
+    assert!(fs::read(&picture).unwrap().starts_with(b"\x89PNG\r\n\x1a\n"));
+    vm.cut_power();
+    is_unchanged(&idle, &raw);
 }
 
 #[test]

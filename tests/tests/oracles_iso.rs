@@ -13,12 +13,9 @@ use std::sync::OnceLock;
 
 use imgbuild_tests::build::{binary, folder, lab};
 use imgbuild_tests::cli::{Outcome, contents};
-use imgbuild_tests::disk::{extract, partitions, read_fat};
+use imgbuild_tests::disk::{self, extract, read_fat};
 use imgbuild_tests::tool::{run, run_bytes, tool};
 use profiles::medium::Medium;
-
-/// Type of an EFI system partition as a GPT stores it.
-const ESP: [u8; 16] = [0x28, 0x73, 0x2A, 0xC1, 0x1F, 0xF8, 0xD2, 0x11, 0xBA, 0x4B, 0x00, 0xA0, 0xC9, 0x3E, 0xC9, 0x3B];
 
 /// The image, built once, from the same lock and secrets as the lab's disk image.
 fn iso() -> &'static Path {
@@ -55,11 +52,7 @@ fn medium() -> Medium {
 /// Its EFI system partition, taken out by the partition table.
 fn esp() -> PathBuf {
     static PART: OnceLock<PathBuf> = OnceLock::new();
-    PART.get_or_init(|| {
-        let found = partitions(iso()).into_iter().find(|partition| partition.kind == ESP).expect("an ESP");
-        extract(iso(), &found.name, &folder().join("iso-esp"))
-    })
-    .clone()
+    PART.get_or_init(|| extract(iso(), &disk::esp(iso()).name, &folder().join("iso-esp"))).clone()
 }
 
 fn esp_file(path: &str) -> Vec<u8> {
@@ -77,7 +70,7 @@ fn built_lab_sgdisk_xorriso_and_isoinfo_accept_the_iso() {
     assert!(verdict.contains("No problems found"), "{verdict}");
     let report = run(tool("xorriso").arg("-indev").arg(iso()).args(["-report_el_torito", "plain"]));
     assert!(report.lines().any(|line| line.starts_with("El Torito boot img :   1  UEFI  y   none")), "{report}");
-    let esp = partitions(iso()).into_iter().find(|partition| partition.kind == ESP).unwrap();
+    let esp = disk::esp(iso());
     let entry = report.lines().find(|line| line.starts_with("El Torito boot img :   1")).unwrap();
     let lba: u64 = entry.split_whitespace().last().unwrap().parse().unwrap();
     assert_eq!(lba * 2048, esp.offset, "the CD's and the stick's system partition are not the same");

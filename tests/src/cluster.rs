@@ -98,8 +98,7 @@ impl Built {
         wanted: impl Fn(&BuiltNode) -> bool,
         change: impl Fn(&str) -> String,
     ) -> (Self, PathBuf) {
-        let args = format!("{KERNEL_ARGS}\"{DEBUG_SHELL}\", ");
-        let with_shell = |text: &str| replace_once(&change(text), KERNEL_ARGS, &args);
+        let with_shell = |text: &str| with_shell(&change(text));
         let which = [which, &["--output", "iso"]].concat();
         let built = Self::build_changed(profile, name, &which, wanted, with_shell);
         let iso = folder().join(format!("{name}.out")).join(format!("{profile}.iso"));
@@ -107,18 +106,12 @@ impl Built {
         (built, iso)
     }
 
-    /// Builds the folder for network boot instead, of the lab's node, whose MAC address the copy of the cluster file has.
-    /// Installed systems have the tests' shell, as above.
-    pub fn pxe(name: &str, mac: &str) -> PathBuf {
-        let change = |text: &str| {
-            let [node, os] = ["address = \"10.0.2.15\"\n", "[os]\n"];
-            let with_mac = replace_once(text, node, &format!("{node}mac = \"{mac}\"\n"));
-            replace_once(&with_mac, os, &format!("{os}kernel_args = [\"{DEBUG_SHELL}\"]\n"))
-        };
-        Self::build_changed("lab", name, &["--all", "--output", "pxe"], |_| true, change);
-        let path = folder().join(format!("{name}.out")).join("lab-pxe");
+    /// Builds the folder for network boot instead, of all nodes, from a copy of the cluster file that `change` changes.
+    pub fn pxe(profile: &str, name: &str, change: impl Fn(&str) -> String) -> (Self, PathBuf) {
+        let built = Self::build_changed(profile, name, &["--all", "--output", "pxe"], |_| true, change);
+        let path = folder().join(format!("{name}.out")).join(format!("{profile}-pxe"));
         assert!(path.join("boot.ipxe").exists(), "no boot.ipxe in {}", path.display());
-        path
+        (built, path)
     }
 
     fn build(profile: &str, name: &str, which: &[&str], wanted: impl Fn(&BuiltNode) -> bool) -> Self {
@@ -172,6 +165,11 @@ impl Built {
         let found = self.nodes.iter().find(|node| node.name == name);
         found.unwrap_or_else(|| panic!("no node `{name}` in {}", self.cluster.display()))
     }
+}
+
+/// A cluster file that has kernel arguments, with the one that gives installed systems the tests' shell.
+pub fn with_shell(text: &str) -> String {
+    replace_once(text, KERNEL_ARGS, &format!("{KERNEL_ARGS}\"{DEBUG_SHELL}\", "))
 }
 
 /// Replaces what is in a text once.

@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::room::{Room, TAP, entering};
+use crate::room::{Cable, Room, entering};
 use crate::serial::{Missed, Serial};
 use crate::switch::Switch;
 use crate::tool::{command, run, tool, unpacked};
@@ -272,8 +272,8 @@ pub struct VmBuilder {
     pub mac: String,
     /// The socket of a switch's port; without it, user-mode network.
     pub port: Option<PathBuf>,
-    /// A process in whose namespaces the machine runs, on a tap device there; see [`VmBuilder::room`].
-    room: Option<u32>,
+    /// See [`VmBuilder::room`].
+    room: Option<Cable>,
     /// Architecture.
     pub architecture: Architecture,
     /// `None`: see [`Architecture::accelerator`].
@@ -304,9 +304,9 @@ impl VmBuilder {
         self
     }
 
-    /// In that room, with this MAC address. The firmware tries the network first, then the disks.
+    /// In that room, on a cable of its own, with this MAC address. The firmware tries the network first, then the disks.
     pub fn room(mut self, room: &Room, mac: &str) -> Self {
-        self.room = Some(room.pid());
+        self.room = Some(room.cable());
         mac.clone_into(&mut self.mac);
         self
     }
@@ -363,8 +363,8 @@ impl VmBuilder {
         fs::copy(&vars, &own_vars).expect("copying the firmware's variables");
 
         let mut qemu = self.architecture.qemu();
-        if let Some(pid) = self.room {
-            qemu = entering(pid, &qemu);
+        if let Some(cable) = &self.room {
+            qemu = entering(cable.pid, &qemu);
         }
         let boot = if self.room.is_some() { format!(",bootindex={NETWORK}") } else { String::new() };
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
@@ -421,10 +421,10 @@ impl VmBuilder {
     }
 
     fn network(&self) -> String {
-        match &self.port {
-            None if self.room.is_some() => format!("tap,id=net0,ifname={TAP},script=no,downscript=no"),
-            None => "user,id=net0,restrict=on".to_owned(),
-            Some(path) => format!("stream,id=net0,server=off,addr.type=unix,addr.path={}", escape(path)),
+        match (&self.room, &self.port) {
+            (Some(Cable { tap, .. }), _) => format!("tap,id=net0,ifname={tap},script=no,downscript=no"),
+            (None, None) => "user,id=net0,restrict=on".to_owned(),
+            (None, Some(path)) => format!("stream,id=net0,server=off,addr.type=unix,addr.path={}", escape(path)),
         }
     }
 }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A room: an Ethernet of its own, with no way out, in which programs of this computer meet one machine. There are three on it:
+//! A room: an Ethernet of its own, with no way out, in which programs of this computer meet machines. There are on it:
 //!
 //! * the laptop, a network namespace with the interface [`INTERFACE`], for programs under test;
 //! * the router, another one, which gives addresses by DHCP (dnsmasq): a room has somebody else's;
-//! * the machine, on the laptop's tap device [`TAP`].
+//! * the machines, each on a tap device of the laptop.
 //!
 //! It needs `/dev/net/tun`, and namespaces for users or root; nothing of this computer's own network changes.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -17,8 +18,6 @@ use crate::tool::{run, tool};
 
 /// The laptop's interface; the router's has the same name.
 pub const INTERFACE: &str = "lan";
-/// The machine's end of the cable.
-pub const TAP: &str = "tap0";
 /// Addresses the router gives. The lab's nodes have others.
 const LEASES: &str = "10.0.2.100,10.0.2.120,255.255.255.0,1h";
 
@@ -97,6 +96,20 @@ pub struct Room {
     _dhcp: Service,
     laptop: Namespace,
     _router: Namespace,
+    /// How many cables have a machine.
+    used: Cell<usize>,
+}
+
+/// For how many machines there are cables.
+const CABLES: usize = 8;
+
+/// A cable of a room, for [`crate::qemu::VmBuilder::room`].
+#[derive(Debug, Clone)]
+pub(crate) struct Cable {
+    /// A process in the namespaces of the tap device.
+    pub(crate) pid: u32,
+    /// The tap device.
+    pub(crate) tap: String,
 }
 
 impl Room {
@@ -114,14 +127,17 @@ impl Room {
         let router_pid = router.pid().to_string();
         for arguments in [
             &["link", "add", "name", INTERFACE, "type", "bridge"][..],
-            &["tuntap", "add", "dev", TAP, "mode", "tap"],
-            &["link", "set", TAP, "master", INTERFACE, "up"],
             &["link", "add", "name", "cable", "type", "veth", "peer", "name", INTERFACE, "netns", &router_pid],
             &["link", "set", "cable", "master", INTERFACE, "up"],
             &["address", "add", "10.0.2.2/24", "dev", INTERFACE],
             &["link", "set", INTERFACE, "up"],
         ] {
             run(&mut laptop.wrap(tool("ip").args(arguments)));
+        }
+        for cable in 0..CABLES {
+            let tap = tap(cable);
+            run(&mut laptop.wrap(tool("ip").args(["tuntap", "add", "dev", &tap, "mode", "tap"])));
+            run(&mut laptop.wrap(tool("ip").args(["link", "set", &tap, "master", INTERFACE, "up"])));
         }
         for arguments in [&["address", "add", "10.0.2.1/24", "dev", INTERFACE][..], &["link", "set", INTERFACE, "up"]] {
             run(&mut router.wrap(tool("ip").args(arguments)));
@@ -138,7 +154,7 @@ impl Room {
         ]);
         dnsmasq.args(["--dhcp-authoritative", "--leasefile-ro", "--log-dhcp", &format!("--dhcp-range={LEASES}")]);
         let dhcp = router.start(&dnsmasq, &logs.join("room.dnsmasq.log"));
-        Self { _dhcp: dhcp, laptop, _router: router }
+        Self { _dhcp: dhcp, laptop, _router: router, used: Cell::new(0) }
     }
 
     /// Starts a program on the laptop; what it says goes to `log`.
@@ -146,8 +162,14 @@ impl Room {
         self.laptop.start(command, log)
     }
 
-    /// A process in the laptop's namespaces, for [`crate::qemu::VmBuilder::room`].
-    pub(crate) fn pid(&self) -> u32 {
-        self.laptop.pid()
+    /// A cable that nobody has yet.
+    pub(crate) fn cable(&self) -> Cable {
+        let number = self.used.replace(self.used.get() + 1);
+        assert!(number < CABLES, "a room has {CABLES} cables");
+        Cable { pid: self.laptop.pid(), tap: tap(number) }
     }
+}
+
+fn tap(cable: usize) -> String {
+    format!("tap{cable}")
 }

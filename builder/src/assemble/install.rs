@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use profiles::medium::machine_and_target;
+use profiles::node::Role;
 use profiles::schema::NodeSection;
 
 use super::os::OsLayer;
@@ -76,5 +77,6 @@ fn medium(bench: &Bench<'_>, pki: &Pki, names: &[String]) -> Result<(MediumPlan,
 /// How the installer knows a node's machine, and the disk that it installs to.
 fn medium_node(node: &NodeSection, kind: NodeKind, disk: DiskPlan) -> NodePlan {
     let (machine, target) = machine_and_target(node);
-    NodePlan { disk, kind: kind.name(), machine, target }
+    let etcd_member = node.roles.contains(&Role::Etcd);
+    NodePlan { disk, kind: kind.name(), etcd_member, machine, target }
 }

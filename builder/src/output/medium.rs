@@ -43,6 +43,8 @@ pub struct NodePlan {
     pub disk: DiskPlan,
     /// What is in the names of its root and payload, the same for all nodes that share them: `pods` or `etcd`.
     pub kind: &'static str,
+    /// Whether it is a member of etcd, which must not forget and so cannot run from memory.
+    pub etcd_member: bool,
     /// By what the machine is known.
     pub machine: Machine,
     /// Which disk it is installed to.

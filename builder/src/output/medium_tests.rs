@@ -39,7 +39,7 @@ fn node(store: &Store, name: &str, kind: &'static str) -> NodePlan {
         disk.payload = squashfs(store, 2, &[("payload.json", br#"{"schema":1}"#)]);
     }
     let machine = Machine { mac: Some("52:54:00:77:00:0b".into()), ..Machine::default() };
-    NodePlan { disk, kind, machine, target: Target::default() }
+    NodePlan { disk, kind, etcd_member: kind == "etcd", machine, target: Target::default() }
 }
 
 pub(super) fn plan(store: &Store, nodes: &[(&str, &'static str)]) -> MediumPlan {

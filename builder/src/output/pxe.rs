@@ -68,8 +68,8 @@ pub struct Pxe {
 pub struct Memory {
     /// To be installed.
     pub install: u64,
-    /// To run from memory alone; what its work needs comes on top.
-    pub diskless: u64,
+    /// To run from memory alone, if it may; what its work needs comes on top.
+    pub diskless: Option<u64>,
 }
 
 impl Memory {
@@ -86,7 +86,8 @@ impl Memory {
 
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} to install, {} and its work to run diskless", mib(self.install), mib(self.diskless))
+        write!(f, "{} to install", mib(self.install))?;
+        self.diskless.map_or(Ok(()), |diskless| write!(f, ", {} and its work to run diskless", mib(diskless)))
     }
 }
 
@@ -239,7 +240,7 @@ fn nodes(plan: &PxePlan, medium: &BuiltMedium, archives: &BTreeMap<String, FileT
             name: node.name.clone(),
             mac: planned.machine.mac.clone(),
             install: std::iter::once(shared.clone()).chain(blocks).chain([own.clone()]).collect(),
-            diskless: vec![shared, own],
+            diskless: (!planned.etcd_member).then(|| vec![shared, own]),
         });
     }
     Ok(nodes)
@@ -260,7 +261,8 @@ fn memory(
         Memory::of(plan.kernel.len() + plan.initramfs.len() + archives, unpacked.0 + archives)
     };
     let of = |node: &MenuEntry| {
-        (node.name.clone(), Memory { install: needs(&node.install), diskless: needs(&node.diskless) })
+        let diskless = node.diskless.as_deref().map(needs);
+        (node.name.clone(), Memory { install: needs(&node.install), diskless })
     };
     Ok(nodes.iter().map(of).collect())
 }
@@ -323,7 +325,7 @@ fn readme(plan: &PxePlan, medium: &BuiltMedium, memory: &BTreeMap<String, Memory
          That is HTTP, TFTP and proxyDHCP; something else gives the machines addresses. Any HTTP server does for iPXE, whose\n\
          menu is boot.ipxe; GRUB's is grub.cfg. A machine whose MAC address the cluster file names is installed\n\
          after a few seconds. Installing does nothing to a disk that is installed: it boots it. \"diskless\" writes to\n\
-         no disk, and forgets everything when it is switched off.\n\n\
+         no disk, and forgets everything when it is switched off; a member of etcd cannot run so.\n\n\
          Memory that a machine needs:\n\n",
         plan.medium.cluster
     );

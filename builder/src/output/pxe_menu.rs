@@ -26,8 +26,8 @@ pub(super) struct Entry {
     pub(super) mac: Option<String>,
     /// Archives to load after the initramfs, to be installed.
     pub(super) install: Vec<String>,
-    /// And to run from memory.
-    pub(super) diskless: Vec<String>,
+    /// And to run from memory, if it may.
+    pub(super) diskless: Option<Vec<String>>,
 }
 
 /// What a machine can be told to do.
@@ -47,11 +47,17 @@ impl Variant {
         }
     }
 
-    fn archives(self, node: &Entry) -> &[String] {
+    /// The archives to load; `None`: the node cannot be run so.
+    fn archives(self, node: &Entry) -> Option<&[String]> {
         match self {
-            Self::Install => &node.install,
-            Self::Diskless => &node.diskless,
+            Self::Install => Some(&node.install),
+            Self::Diskless => node.diskless.as_deref(),
         }
+    }
+
+    /// All that a node can be told to do.
+    fn of(node: &Entry) -> impl Iterator<Item = (Self, &[String])> {
+        Self::ALL.into_iter().filter_map(|variant| Some((variant, variant.archives(node)?)))
     }
 
     fn title(self, node: &str) -> String {
@@ -129,7 +135,7 @@ impl<'a> Menus<'a> {
         );
         let mut actions = String::new();
         for variant in Variant::ALL {
-            for Entry { name, .. } in self.nodes {
+            for Entry { name, .. } in self.nodes.iter().filter(|node| variant.archives(node).is_some()) {
                 let word = variant.word();
                 _ = writeln!(text, "item {word}-{name} {}", variant.title(name));
                 _ = writeln!(
@@ -155,7 +161,7 @@ impl<'a> Menus<'a> {
     fn known_ipxe(&self, node: &Entry) -> String {
         let name = &node.name;
         let mut text = format!("#!ipxe\nmenu {}: this machine is {name}\n", self.cluster);
-        for variant in Variant::ALL {
+        for (variant, _) in Variant::of(node) {
             _ = writeln!(text, "item {} {}", variant.word(), variant.title(name));
         }
         _ = write!(
@@ -177,13 +183,13 @@ impl<'a> Menus<'a> {
 
     /// Loads and boots a node, in the variant that `variant` says.
     fn node_ipxe(&self, node: &Entry) -> Result<String> {
-        let mut text =
-            format!("#!ipxe\n# Loads {}. ${{variant}} is install or diskless.\ngoto ${{variant}}\n", node.name);
-        for variant in Variant::ALL {
+        let words: Vec<&str> = Variant::of(node).map(|(variant, _)| variant.word()).collect();
+        let words = words.join(" or ");
+        let mut text = format!("#!ipxe\n# Loads {}. ${{variant}} is {words}.\ngoto ${{variant}}\n", node.name);
+        for (variant, archives) in Variant::of(node) {
             // Names without folders: the kernel's EFI stub asks iPXE for each, in this order (`initrd=`); newer
             // versions of iPXE hand over all at once, and it looks no further.
-            let archives: Vec<(String, &str)> =
-                variant.archives(node).iter().map(|path| (file_name(path), path.as_str())).collect();
+            let archives: Vec<(String, &str)> = archives.iter().map(|path| (file_name(path), path.as_str())).collect();
             let names: String = archives.iter().map(|(name, _)| format!(" initrd={name}")).collect();
             let options = self.options(variant, &node.name)?;
             _ = write!(
@@ -222,11 +228,11 @@ impl<'a> Menus<'a> {
         }
         for variant in Variant::ALL {
             for node in self.nodes {
+                let Some(archives) = variant.archives(node) else { continue };
                 let name = &node.name;
                 let options = self.options(variant, name)?;
                 let options: Vec<String> = options.split_whitespace().map(|option| format!("'{option}'")).collect();
-                let archives: String =
-                    variant.archives(node).iter().map(|path| format!(" \"$imgbuild\"/{path}")).collect();
+                let archives: String = archives.iter().map(|path| format!(" \"$imgbuild\"/{path}")).collect();
                 _ = write!(
                     text,
                     "menuentry '{}' --id {}-{name} {{\n    \
@@ -257,11 +263,12 @@ mod tests {
     use crate::image::testing::{text, tool_ok};
 
     fn nodes() -> Vec<Entry> {
+        // etcd-1 cannot run from memory.
         let node = |name: &str, mac: Option<&str>, kind: &str| Entry {
             name: name.into(),
             mac: mac.map(str::to_owned),
             install: vec![format!("medium-{kind}.cpio"), "blocks.cpio".into(), format!("nodes/{name}.cpio")],
-            diskless: vec![format!("medium-{kind}.cpio"), format!("nodes/{name}.cpio")],
+            diskless: (kind != "etcd").then(|| vec![format!("medium-{kind}.cpio"), format!("nodes/{name}.cpio")]),
         };
         vec![node("etcd-1", Some("52:54:00:77:00:0b"), "etcd"), node("master-1", None, "pods")]
     }
@@ -287,8 +294,19 @@ mod tests {
             initrd --name etcd-1.cpio ../nodes/etcd-1.cpio || exit 1\n\
             boot || exit 1\n";
         assert!(script.contains(install), "{script}");
-        assert!(script.contains("imgbuild.diskless=etcd-1"), "{script}");
+        let script = file("nodes/master-1.ipxe");
+        assert!(script.contains("imgbuild.diskless=master-1"), "{script}");
         assert!(!script[script.find(":diskless").unwrap()..].contains("blocks"), "{script}");
+    }
+
+    #[test]
+    fn a_member_of_etcd_cannot_be_told_to_run_from_memory() {
+        let menus: String = files().into_iter().map(|(_, text)| text).collect();
+        assert!(menus.contains("Run master-1 from memory"), "{menus}");
+        for offered in ["Run etcd-1 from memory", "diskless-etcd-1", "diskless=etcd-1"] {
+            assert!(!menus.contains(offered), "{menus}");
+        }
+        assert!(!file("mac/52-54-00-77-00-0b.ipxe").contains("diskless"));
     }
 
     #[test]
@@ -327,9 +345,10 @@ mod tests {
                 words.windows(2).filter(|pair| pair[0] == command).map(|pair| pair[1]).collect()
             };
             for label in after("goto") {
-                let variants = ["install", "diskless"];
                 let wanted: Vec<&str> = match label {
-                    "${variant}" => variants.into(),
+                    // What the comment at its begin says.
+                    "${variant}" if script.contains("install or diskless.") => vec!["install", "diskless"],
+                    "${variant}" => vec!["install"],
                     "${target}" => after("item"),
                     label => vec![label],
                 };

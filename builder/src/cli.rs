@@ -49,6 +49,16 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make one bundle of two: one for x86_64 and one for loongarch64 nodes of a cluster, <out>/imgbuild-<cluster>-hybrid.tar.zst
+    ///
+    /// Both are as `build --output bundle` wrote them, from two cluster folders that differ in `[os] architecture` and share
+    /// `secrets/`. Every file is verified first.
+    Hybrid {
+        /// The bundle for one architecture
+        bundle: PathBuf,
+        /// The bundle for the other one
+        other: PathBuf,
+    },
     /// Hand out a PXE folder to machines that boot from the network: HTTP, TFTP, proxyDHCP; until Ctrl-C
     ///
     /// Gives no addresses: the network needs a DHCP server that does. Everybody in that network can read the private keys in

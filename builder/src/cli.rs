@@ -49,6 +49,16 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make one bundle of two: one for x86_64 and one for loongarch64 nodes of a cluster, <out>/imgbuild-<cluster>-hybrid.tar.zst
+    ///
+    /// Both are as `build --output bundle` wrote them, from two cluster folders that differ in `[os] architecture` and share
+    /// `secrets/`. Every file is verified first.
+    Hybrid {
+        /// The bundle for one architecture
+        bundle: PathBuf,
+        /// The bundle for the other one
+        other: PathBuf,
+    },
     /// Hand out a PXE folder to machines that boot from the network: HTTP, TFTP, proxyDHCP; until Ctrl-C
     ///
     /// Gives no addresses: the network needs a DHCP server that does. Everybody in that network can read the private keys in
@@ -105,7 +115,8 @@ pub struct Options {
     /// The store of inputs and step results [default: $XDG_CACHE_HOME/imgbuild]
     #[arg(long, global = true, value_name = "DIR", env = "IMGBUILD_STORE")]
     pub store: Option<PathBuf>,
-    /// Debian mirror: a URL for all suites, or SUITE=URL; may be given several times [default: this host's own apt sources]
+    /// Debian mirror: a URL for all suites, or SUITE=URL; may be given several times [default: this host's own apt sources].
+    /// INPUT=URL for an input of kind "rpm-repository" [default: its `url`]
     #[arg(long, global = true, value_name = "URL", env = "IMGBUILD_MIRROR", value_delimiter = ' ')]
     pub mirror: Vec<String>,
     /// Open no network connection; what the store lacks is an error

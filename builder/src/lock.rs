@@ -58,11 +58,11 @@ pub struct LockedItem {
     /// Its version.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
-    /// Its architecture: Debian's name, or `all`.
+    /// Its architecture: Debian's name, or `all`; of an RPM package rpm's name, or `noarch`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub architecture: String,
-    /// The archive whose root `path` is relative to: `debian`, `debian-security`. Without one, `path` is relative to
-    /// the cluster file.
+    /// The archive whose root `path` is relative to: `debian`, `debian-security`, or the name of the input that is a
+    /// repository. Without one, `path` is relative to the cluster file.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub archive: String,
     /// Relative path.
@@ -77,8 +77,10 @@ pub struct LockedItem {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ItemKind {
-    /// A binary package.
+    /// A binary package of Debian's.
     Deb,
+    /// An RPM package of a repository.
+    Rpm,
     /// A file of a source package.
     Source,
     /// A file beside the cluster file.
@@ -89,7 +91,7 @@ impl LockedItem {
     /// What it is, for messages: `bash 5.2.15-2 (amd64)`.
     pub fn describe(&self) -> String {
         match self.kind {
-            ItemKind::Deb => format!("{} {} ({})", self.name, self.version, self.architecture),
+            ItemKind::Deb | ItemKind::Rpm => format!("{} {} ({})", self.name, self.version, self.architecture),
             ItemKind::Source => {
                 let file = self.path.rsplit('/').next().unwrap_or_default();
                 format!("{file} of source package {} {}", self.name, self.version)

@@ -46,6 +46,13 @@ pub struct Bundle {
     pub nodes: Vec<BundleNode>,
 }
 
+impl Bundle {
+    /// The node called `name`.
+    pub fn node(&self, name: &str) -> Option<&BundleNode> {
+        self.nodes.iter().find(|node| node.name == name)
+    }
+}
+
 /// A node that can be installed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -290,6 +290,8 @@ pub enum Input {
     Rootfs(RootfsInput),
     /// `kind = "rpm"`: RPM packages, beside the cluster file.
     Rpm(RpmInput),
+    /// `kind = "rpm-repository"`: RPM packages of a repository.
+    RpmRepository(RpmRepositoryInput),
     /// `kind = "image-archive"`: container images in an archive beside the cluster file.
     ImageArchive(ImageArchiveInput),
 }
@@ -398,6 +400,40 @@ pub struct RpmInput {
     /// Optional, default none. Paths of OpenPGP public keys, relative to the cluster file. With them, every package must be
     /// signed by one; without, the lock alone says what the packages are.
     pub keys: Vec<String>,
+}
+
+/// RPM packages of a repository as `dnf` uses it (`repodata/repomd.xml`), laid over the root filesystem as those of `kind = "rpm"`
+/// are. Of each name the highest version for the architecture is taken. What they require does not come by itself: `imgbuild lock` says
+/// which further packages of the repository have it.
+///
+/// TOML: `[[input]]` with `kind = "rpm-repository"`
+#[derive(Debug, Clone, PartialEq)]
+pub struct RpmRepositoryInput {
+    /// Required. Name of the input, unique. `--mirror NAME=URL` takes the packages from another place than `url`.
+    pub name: String,
+    /// Required. The folder that has `repodata/`, as `baseurl` of a `.repo` file without variables in it: `http://`, `https://` or
+    /// `file://`.
+    pub url: String,
+    /// Required. Names of packages, each perhaps with a version: `"haproxy"`, `"haproxy=2.6.6"`, `"haproxy=2.6.6-1.ky11"`,
+    /// `"haproxy=1:2.6.6-1.ky11"`.
+    pub packages: Vec<String>,
+    /// Optional, default none. Paths of OpenPGP public keys, relative to the cluster file. Without, the lock alone says what the
+    /// packages are.
+    pub keys: Vec<String>,
+    /// Optional, default `"both"` where there are `keys`. What one of them must have signed: `"packages"` (`gpgcheck` of a `.repo`
+    /// file), `"index"` (`repo_gpgcheck`: `repodata/repomd.xml.asc`), or `"both"`.
+    pub signed: Option<RpmSigned>,
+}
+
+/// What of an RPM repository is signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RpmSigned {
+    /// Each package.
+    Packages,
+    /// The index, which has the SHA-256 of every package.
+    Index,
+    /// Each package, and the index.
+    Both,
 }
 
 /// Container images in an archive.
@@ -524,8 +560,21 @@ impl Input {
             Self::Tar(input) => &input.name,
             Self::Rootfs(input) => &input.name,
             Self::Rpm(input) => &input.name,
+            Self::RpmRepository(input) => &input.name,
             Self::ImageArchive(input) => &input.name,
         }
+    }
+}
+
+impl RpmRepositoryInput {
+    /// Whether the index must be signed.
+    pub fn checks_index(&self) -> bool {
+        !self.keys.is_empty() && self.signed != Some(RpmSigned::Packages)
+    }
+
+    /// Whether each package must be signed.
+    pub fn checks_packages(&self) -> bool {
+        !self.keys.is_empty() && self.signed != Some(RpmSigned::Index)
     }
 }
 
@@ -570,6 +619,13 @@ impl Cluster {
     /// The RPM packages, in the file's order.
     pub fn rpms(&self) -> impl Iterator<Item = &RpmInput> {
         self.input.iter().filter_map(|input| if let Input::Rpm(rpm) = input { Some(rpm) } else { None })
+    }
+
+    /// The repositories of RPM packages, in the file's order.
+    pub fn rpm_repositories(&self) -> impl Iterator<Item = &RpmRepositoryInput> {
+        self.input
+            .iter()
+            .filter_map(|input| if let Input::RpmRepository(repository) = input { Some(repository) } else { None })
     }
 
     /// The vendor's root filesystems, in the file's order; at most one in a valid file.

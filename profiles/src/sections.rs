@@ -15,7 +15,8 @@ use crate::schema::{
     Architecture, CalicoSection, Cluster, ClusterDns, ClusterSection, ContainerdSection, DebInput, DiskSection,
     Distribution, Encapsulation, EncryptionAlgorithm, EtcdSection, FileInput, Image, ImageArchiveInput, Input,
     InstallDisk, InstallSection, KubernetesSection, LoadBalancerSection, NetworkPlugin, NetworkSection, NodeSection,
-    OsSection, PayloadSection, ProxyMode, Role, RootfsInput, RpmInput, SourceInput, TarInput,
+    OsSection, PayloadSection, ProxyMode, Role, RootfsInput, RpmInput, RpmRepositoryInput, RpmSigned, SourceInput,
+    TarInput,
 };
 use crate::version::Version;
 
@@ -183,6 +184,7 @@ fn input(t: &mut Table<'_, '_>) -> Input {
         ("tar", Kind::Tar),
         ("rootfs", Kind::Rootfs),
         ("rpm", Kind::Rpm),
+        ("rpm-repository", Kind::RpmRepository),
         ("image-archive", Kind::ImageArchive),
     ];
     #[derive(Clone, Copy)]
@@ -193,8 +195,11 @@ fn input(t: &mut Table<'_, '_>) -> Input {
         Tar,
         Rootfs,
         Rpm,
+        RpmRepository,
         ImageArchive,
     }
+    const SIGNED: &[(&str, RpmSigned)] =
+        &[("packages", RpmSigned::Packages), ("index", RpmSigned::Index), ("both", RpmSigned::Both)];
     let Some(kind) = t.required("kind", |d, item| Some(choice(KINDS)(d, item))) else {
         t.abandon();
         return Input::Deb(DebInput {
@@ -243,6 +248,13 @@ fn input(t: &mut Table<'_, '_>) -> Input {
             name: t.required("name", word),
             paths: t.required("paths", array(word)),
             keys: t.with_default("keys", vec![], array(word)),
+        }),
+        Kind::RpmRepository => Input::RpmRepository(RpmRepositoryInput {
+            name: t.required("name", word),
+            url: t.required("url", word),
+            packages: t.required("packages", array(word)),
+            keys: t.with_default("keys", vec![], array(word)),
+            signed: t.optional("signed", choice(SIGNED)),
         }),
         Kind::ImageArchive => Input::ImageArchive(ImageArchiveInput {
             name: t.required("name", word),

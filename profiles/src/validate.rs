@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::decode::Decoder;
 use crate::schema::{
     Cluster, DiskSection, Distribution, Input, LoadBalancerSection, NetworkPlugin, ProxyMode, Role, RpmInput,
+    RpmRepositoryInput,
 };
 use crate::sections::{is_clean_path, is_dns_name};
 use crate::text;
@@ -389,6 +390,7 @@ fn inputs(c: &Cluster, d: &mut Decoder) {
                 }
             }
             Input::Rpm(rpm) => rpms(c, d, index, rpm),
+            Input::RpmRepository(repository) => rpm_repository(c, d, index, repository),
             Input::ImageArchive(images) => {
                 archive(d, index, &images.path);
                 for name in images.names.keys().filter(|name| tag(name).is_none()) {
@@ -402,6 +404,60 @@ fn inputs(c: &Cluster, d: &mut Decoder) {
 }
 
 fn rpms(c: &Cluster, d: &mut Decoder, index: usize, rpm: &RpmInput) {
+    over_a_root(c, d, index);
+    if rpm.paths.is_empty() {
+        let what = format!("input `{}` has no package", rpm.name);
+        d.report(&[&format!("input[{index}].paths")], what, "", "name its .rpm files");
+    }
+    for (at, path) in rpm.paths.iter().enumerate().filter(|(_, path)| !path.ends_with(".rpm")) {
+        let place = format!("input[{index}].paths[{at}]");
+        d.report(&[&place], format!("\"{path}\" is not a .rpm"), "", "name binary packages");
+    }
+    brought(d, &format!("input[{index}].paths"), &rpm.paths);
+    brought(d, &format!("input[{index}].keys"), &rpm.keys);
+}
+
+fn rpm_repository(c: &Cluster, d: &mut Decoder, index: usize, repository: &RpmRepositoryInput) {
+    over_a_root(c, d, index);
+    let key = |name: &str| format!("input[{index}].{name}");
+    let url = &repository.url;
+    let host = ["http://", "https://", "file:///"].iter().find_map(|scheme| url.strip_prefix(scheme));
+    if host.is_none_or(|host| host.is_empty() || host.starts_with('/') || url.contains(['?', '#', ' '])) {
+        let what = format!("\"{url}\" is not the address of a folder");
+        d.report(
+            &[&key("url")],
+            what,
+            "",
+            "write it like \"https://example.org/kylin/os/loongarch64\" or \"file:///srv/repo\"",
+        );
+    } else if let Some((_, variable)) = url.split_once('$') {
+        let name: String = variable.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+        let why = "dnf replaces it by what the system it runs on is, and there is no such system here";
+        d.report(&[&key("url")], format!("the address has the variable ${name}"), why, "write what it stands for");
+    }
+    if repository.packages.is_empty() {
+        let what = format!("input `{}` has no package", repository.name);
+        d.report(&[&key("packages")], what, "", "name packages of the repository");
+    }
+    for (at, package) in repository.packages.iter().enumerate() {
+        let place = format!("{}[{at}]", key("packages"));
+        let name = |package: &str| package.split('=').next().unwrap_or_default().to_owned();
+        let parts: Vec<&str> = package.split('=').collect();
+        if parts.len() > 2 || parts.contains(&"") || package.contains(['/', '*', ' ', '<', '>']) {
+            let what = format!("\"{package}\" is neither the name of a package nor name=version");
+            d.report(&[&place], what, "", "write it like \"haproxy\" or \"haproxy=2.6.6-1.ky11\"");
+        } else if repository.packages[..at].iter().any(|other| name(other) == name(package)) {
+            d.report(&[&place], format!("\"{}\" is listed twice", name(package)), "", "keep one of them");
+        }
+    }
+    brought(d, &key("keys"), &repository.keys);
+    if repository.signed.is_some() && repository.keys.is_empty() {
+        let why = "nothing says whose signature would count";
+        d.report(&[&key("signed"), &key("keys")], "`signed` without `keys`", why, "name the keys, or drop `signed`");
+    }
+}
+
+fn over_a_root(c: &Cluster, d: &mut Decoder, index: usize) {
     if c.rootfs().next().is_none() {
         d.report(
             &[&format!("input[{index}].kind"), "input"],
@@ -410,20 +466,15 @@ fn rpms(c: &Cluster, d: &mut Decoder, index: usize, rpm: &RpmInput) {
             "add `[[input]]` with `kind = \"rootfs\"`",
         );
     }
-    if rpm.paths.is_empty() {
-        let what = format!("input `{}` has no package", rpm.name);
-        d.report(&[&format!("input[{index}].paths")], what, "", "name its .rpm files");
-    }
-    for (key, paths) in [("paths", &rpm.paths), ("keys", &rpm.keys)] {
-        for (at, path) in paths.iter().enumerate() {
-            let place = format!("input[{index}].{key}[{at}]");
-            inside_directory(d, &place, path);
-            if key == "paths" && !path.ends_with(".rpm") {
-                d.report(&[&place], format!("\"{path}\" is not a .rpm"), "", "name binary packages");
-            }
-            if paths[..at].contains(path) {
-                d.report(&[&place], format!("\"{path}\" is listed twice"), "", "keep one of them");
-            }
+}
+
+/// Files beside the cluster file, each once.
+fn brought(d: &mut Decoder, key: &str, paths: &[String]) {
+    for (at, path) in paths.iter().enumerate() {
+        let place = format!("{key}[{at}]");
+        inside_directory(d, &place, path);
+        if paths[..at].contains(path) {
+            d.report(&[&place], format!("\"{path}\" is listed twice"), "", "keep one of them");
         }
     }
 }
@@ -519,7 +570,7 @@ fn os(c: &Cluster, d: &mut Decoder) {
             &["os.packages", "input"],
             "the root would be made of packages and of a root filesystem",
             "Debian's packages bring a C library and a systemd of their own, which do not mix with the vendor's",
-            "drop the packages, and bring what is missing as inputs of kind \"rpm\", \"tar\" or \"file\"",
+            "drop the packages, and bring what is missing as inputs of kind \"rpm\", \"rpm-repository\", \"tar\" or \"file\"",
         );
     }
     if c.os.distribution == Distribution::Kylin && c.rootfs().next().is_none() {

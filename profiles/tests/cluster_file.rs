@@ -13,6 +13,32 @@ const KYLIN: &str = include_str!("../kylin-v11-ha/cluster.toml");
 const END_OF_ETCD2: &str = "mac = \"52:54:00:00:01:31\"";
 const DUAL: &str = include_str!("clusters/dual-stack.toml");
 
+/// The second input of [`KYLIN`].
+const RPMS: &str = "kind = \"rpm\"\nname = \"load-balancer-and-ipvs\"\n\
+    paths = [\"inputs/haproxy.rpm\", \"inputs/keepalived.rpm\", \"inputs/ipset.rpm\", \"inputs/ipvsadm.rpm\"]";
+
+/// A repository in its place.
+fn repository(url: &str, packages: &str, more: &str) -> String {
+    format!("kind = \"rpm-repository\"\nname = \"kylin\"\nurl = \"{url}\"\npackages = [{packages}]\n{more}")
+}
+
+/// What is checked of a repository, by what the file says of keys.
+#[test]
+fn a_repository_is_checked_where_there_are_keys() {
+    for (more, index, packages) in [
+        ("", false, false),
+        ("keys = [\"k\"]", true, true),
+        ("keys = [\"k\"]\nsigned = \"both\"", true, true),
+        ("keys = [\"k\"]\nsigned = \"index\"", true, false),
+        ("keys = [\"k\"]\nsigned = \"packages\"", false, true),
+    ] {
+        let text = KYLIN.replacen(RPMS, &repository("file:///srv/kylin", "\"haproxy\", \"ipset=7.1-2\"", more), 1);
+        let cluster = Cluster::parse("cluster.toml", &text).unwrap_or_else(|report| panic!("{report}"));
+        let [repository] = cluster.rpm_repositories().collect::<Vec<_>>()[..] else { panic!("one repository") };
+        assert_eq!((repository.checks_index(), repository.checks_packages()), (index, packages), "{more}");
+    }
+}
+
 #[test]
 fn the_lab_is_valid() {
     let lab = Cluster::parse("profiles/lab/cluster.toml", LAB).unwrap_or_else(|report| panic!("{report}"));
@@ -270,6 +296,23 @@ fn each_check_finds_its_mistake() {
         ("kylin", "\"inputs/ipset.rpm\"", "\"inputs/ipset.deb\"", "input[1].paths[2]", "is not a .rpm"),
         ("kylin", "\"inputs/ipset.rpm\"", "\"../ipset.rpm\"", "input[1].paths[2]", "leads out of"),
         ("kylin", "\"inputs/ipset.rpm\"", "\"inputs/haproxy.rpm\"", "input[1].paths[2]", "listed twice"),
+        ("kylin", RPMS, &repository("https://h/x", "\"a\"", "nme = 1"), "input[1].nme", "has no key `nme`"),
+        ("kylin", RPMS, &repository("ftp://h/x", "\"a\"", ""), "input[1].url", "is not the address of a folder"),
+        ("kylin", RPMS, &repository("file://srv/x", "\"a\"", ""), "input[1].url", "is not the address of a folder"),
+        ("kylin", RPMS, &repository("https://h/$basearch/", "\"a\"", ""), "input[1].url", "the variable $basearch"),
+        ("kylin", RPMS, &repository("https://h/x", "", ""), "input[1].packages", "has no package"),
+        ("kylin", RPMS, &repository("https://h/x", "\"a\", \"b=\"", ""), "input[1].packages[1]", "neither the name"),
+        ("kylin", RPMS, &repository("https://h/x", "\"a*\"", ""), "input[1].packages[0]", "neither the name"),
+        ("kylin", RPMS, &repository("https://h/x", "\"a\", \"a=1\"", ""), "input[1].packages[1]", "listed twice"),
+        ("kylin", RPMS, &repository("https://h/x", "\"a\"", "keys = [\"../k\"]"), "input[1].keys[0]", "leads out of"),
+        ("kylin", RPMS, &repository("https://h/x", "\"a\"", "signed = \"index\""), "input[1].signed", "without `keys`"),
+        (
+            "kylin",
+            RPMS,
+            &repository("https://h/x", "\"a\"", "keys = [\"k\"]\nsigned = \"indx\""),
+            "input[1].signed",
+            "cannot be \"indx\"",
+        ),
         ("kylin", "members = [\"bin\"]", "members = [\"../bin\"]", "input[5].members[0]", "not a plain path"),
         (
             "kylin",

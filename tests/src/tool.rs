@@ -12,6 +12,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("blockdev", "util-linux"),
     ("cmp", "diffutils"),
     ("cpio", "cpio"),
+    ("createrepo_c", "createrepo-c"),
     ("curl", "curl"),
     ("depmod", "kmod"),
     ("diff", "diffutils"),

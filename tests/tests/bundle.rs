@@ -10,8 +10,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use imgbuild_tests::build::{build_bundle, bundle, folder};
-use imgbuild_tests::cli::{Outcome, contents, files_below};
+use imgbuild_tests::build::{binary, build_bundle, bundle, folder};
+use imgbuild_tests::cli::{Outcome, code, contents, files_below};
 use imgbuild_tests::tool::{command, run, tool};
 
 const SUMS: &str = "SHA256SUMS.amd64";
@@ -90,6 +90,71 @@ fn built_lab_bundle_is_reproducible() {
     let other = tempfile::tempdir_in(folder()).unwrap();
     let again = build_bundle(other.path());
     assert_eq!(contents(&again), contents(bundle()));
+}
+
+/// With a half for loongarch64 that sha256sum summed up and GNU tar packed: both halves are whole in the one archive, and the lab's is
+/// what it was.
+#[test]
+fn built_lab_bundle_joins_with_one_for_the_other_architecture() {
+    let room = tempfile::tempdir_in(folder()).unwrap();
+    let half = room.path().join("imgbuild-lab");
+    let index: serde_json::Value =
+        serde_json::from_slice(&fs::read(unpacked().join("amd64/bundle.json")).unwrap()).unwrap();
+    let index = serde_json::json!({
+        "schema": 1, "cluster": "lab", "cluster_id": index["cluster_id"], "architecture": "loong64",
+        "nodes": [{ "name": "worker-l", "payload": "pods" }],
+    });
+    // Longer than what a header of tar has room for.
+    let blob = format!("loong64/pods/images/blobs/sha256/{}", "0123456789abcdef".repeat(8));
+    let index = index.to_string();
+    for (path, text) in [
+        ("loong64/bundle.json", index.as_str()),
+        ("loong64/firstboot", "a program for loongarch64"),
+        ("loong64/seeds/worker-l/user-data", "#cloud-config\n"),
+        (blob.as_str(), "a blob"),
+    ] {
+        let path = half.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    for script in ["install", "uninstall"] {
+        fs::copy(unpacked().join(script), half.join(script)).unwrap();
+    }
+    let sums = run(command("sha256sum").args(files_below(&half)).current_dir(&half));
+    fs::write(half.join("SHA256SUMS.loong64"), sums).unwrap();
+    let other = room.path().join("half.tar.zst");
+    run(command("tar")
+        .args(["--zstd", "--create", "--file"])
+        .arg(&other)
+        .arg("-C")
+        .arg(room.path())
+        .arg("imgbuild-lab"));
+    let join = |pair: [&Path; 2], out: &str| {
+        let out = room.path().join(out);
+        let mut hybrid = command(binary());
+        Outcome::of(hybrid.arg("hybrid").args(pair).arg("--out").arg(&out)).succeeds();
+        out.join("imgbuild-lab-hybrid.tar.zst")
+    };
+    let joined = join([&other, bundle()], "one");
+    assert_eq!(fs::metadata(&joined).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(contents(&join([bundle(), &other], "two")), contents(&joined));
+    let target = room.path().join("unpacked");
+    fs::create_dir(&target).unwrap();
+    run(command("tar").args(["--zstd", "-C"]).arg(&target).arg("-xf").arg(&joined));
+    let target = target.join("imgbuild-lab");
+    for sums in [SUMS, "SHA256SUMS.loong64"] {
+        run(command("sha256sum").args(["--check", "--strict", "--quiet", sums]).current_dir(&target));
+    }
+    let mut expected: BTreeSet<PathBuf> = files_below(unpacked()).into_iter().collect();
+    expected.extend(files_below(&half));
+    assert_eq!(files_below(&target).into_iter().collect::<BTreeSet<_>>(), expected);
+    // Of the other half nothing is looked at: it may be damaged.
+    fs::write(target.join("loong64/firstboot"), "torn").unwrap();
+    let outcome = Outcome::of(command(target.join("install")).args(["--check", "--profile", "master-1"]));
+    assert_eq!(outcome.code, Some(20), "{outcome}");
+    assert!(!outcome.stderr.contains("damaged"), "{outcome}");
+    let twice = Outcome::of(command(binary()).arg("hybrid").args([bundle(), bundle()]).arg("--out").arg(room.path()));
+    twice.fails(code::USER, &["both are for amd64", "both have master-1"]);
 }
 
 /// As on any machine that is not the node: it is refused in words, and left as it was. This machine has not the address of the lab's node.

@@ -4,7 +4,6 @@
 //! archives of programs. Images are [`super::image_archive`]'s.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 
 use anyhow::{Context, Result, bail};
 use profiles::Cluster;
@@ -18,9 +17,9 @@ use crate::error::Failure;
 use crate::inputs::deb::archive::{self, Archive};
 use crate::inputs::deb::openpgp::Keyring;
 use crate::inputs::image_archive::{Images, holds_images};
-use crate::inputs::request::Request;
+use crate::inputs::request::{Request, RpmRepositoryRequest};
 use crate::inputs::rpm;
-use crate::lock::Lock;
+use crate::lock::{ItemKind, Lock};
 use crate::proof::elf;
 use crate::store::Digest;
 use crate::tree::{Content, Entry, FileTree, Kind, layers, os, overlay, system};
@@ -116,6 +115,16 @@ pub(super) fn requests(cluster: &Cluster, requests: &mut BTreeMap<String, Reques
         let paths = input.paths.iter().chain(&input.keys).cloned().collect();
         requests.insert(input.name.clone(), Request::Files { paths });
     }
+    for input in cluster.rpm_repositories() {
+        let request = RpmRepositoryRequest {
+            url: input.url.clone(),
+            architecture: cluster.os.architecture,
+            packages: input.packages.iter().cloned().collect(),
+            keys: input.keys.iter().cloned().collect(),
+            index_signed: input.checks_index(),
+        };
+        requests.insert(input.name.clone(), Request::RpmRepository(request));
+    }
     Ok(())
 }
 
@@ -161,9 +170,19 @@ pub(super) fn from_lock(cluster: &Cluster, lock: &Lock) -> Result<Vendor> {
             keys: input.keys.iter().map(brought).collect::<Result<_>>()?,
         })
     });
+    let repositories = cluster.rpm_repositories().map(|input| -> Result<Rpms> {
+        let locked = lock.inputs.get(&input.name);
+        let locked = locked.with_context(|| format!("the lock has no input `{}`", input.name))?;
+        let items = |kind| -> Vec<Brought> {
+            let items = locked.items.iter().filter(move |item| item.kind == kind);
+            items.map(|item| Brought { path: item.path.clone(), object: item.sha256 }).collect()
+        };
+        let keys = if input.checks_packages() { items(ItemKind::File) } else { Vec::new() };
+        Ok(Rpms { packages: items(ItemKind::Rpm), keys })
+    });
     Ok(Vendor {
         rootfs: rootfs.transpose()?,
-        rpms: rpms.collect::<Result<_>>()?,
+        rpms: rpms.chain(repositories).collect::<Result<_>>()?,
         tars: tars.collect::<Result<_>>()?,
         images: images.collect::<Result<_>>()?,
     })
@@ -235,14 +254,9 @@ pub(super) fn root(bench: &Bench<'_>, mut options: os::Options) -> Result<os::Os
 fn rpms(bench: &Bench<'_>) -> Result<Vec<rpm::Package>> {
     let (mut packages, mut problems) = (Vec::new(), Vec::new());
     for input in &bench.sources.vendor.rpms {
-        let mut keys = Vec::new();
-        for key in &input.keys {
-            let mut bytes = Vec::new();
-            bench.store.open_object(&key.object)?.read_to_end(&mut bytes).context("reading a key")?;
-            keys.push(Keyring::parse(&bytes, &key.path)?);
-        }
+        let keys = Keyring::of_objects(bench.store, input.keys.iter().map(|key| (key.path.as_str(), &key.object)))?;
         for package in &input.packages {
-            if let Some(problem) = unsigned(bench, package, &keys) {
+            if let Some(problem) = unsigned(bench, package, keys.as_ref()) {
                 problems.push(problem);
             }
             let of = || format!("reading the package {}", package.path);
@@ -258,18 +272,14 @@ fn rpms(bench: &Bench<'_>) -> Result<Vec<rpm::Package>> {
 }
 
 /// Why a package does not count as signed, if so.
-fn unsigned(bench: &Bench<'_>, package: &Brought, keys: &[Keyring]) -> Option<String> {
-    let mut problems = Vec::new();
-    for key in keys {
-        match rpm::verify(bench.store, &package.object, key) {
-            Ok(fingerprint) => {
-                tracing::debug!("{} is signed by {fingerprint}", package.path);
-                return None;
-            }
-            Err(error) => problems.push(format!("{error:#}")),
+fn unsigned(bench: &Bench<'_>, package: &Brought, keys: Option<&Keyring>) -> Option<String> {
+    match rpm::verify(bench.store, &package.object, keys?) {
+        Ok(fingerprint) => {
+            tracing::debug!("{} is signed by {fingerprint}", package.path);
+            None
         }
+        Err(error) => Some(format!("package {}: {error:#}", package.path)),
     }
-    (!keys.is_empty()).then(|| format!("package {}: {}", package.path, problems.join("; ")))
 }
 
 /// Gives the files of packages to the users that own them.
@@ -399,7 +409,7 @@ pub(super) fn prove_commands(bench: &Bench<'_>, root: &FileTree) -> Result<()> {
     }
     let message = format!("the root lacks what its nodes run (from {}):\n  {}", rootfs.path, missing.join("\n  "));
     Err(Failure::verification(message)
-        .hint("install it before the system is archived, or bring it as an input of kind \"rpm\", \"tar\" or \"file\"")
+        .hint("install it before the system is archived, or bring it as an input of kind \"rpm\", \"rpm-repository\", \"tar\" or \"file\"")
         .into())
 }
 
@@ -435,5 +445,78 @@ impl Bench<'_> {
         let files = elf::Files { origin: &|content| self.origin(content), vouched: &vouched, foreign };
         elf::check(self.store, tree, &self.target()?, &files)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::lock::{LockedInput, LockedItem};
+
+    const KYLIN: &str = include_str!("../../../profiles/kylin-v11-ha/cluster.toml");
+
+    fn kylin(more: &str) -> Cluster {
+        let repository = format!(
+            "[[input]]\nkind = \"rpm-repository\"\nname = \"kylin\"\nurl = \"https://example.org/kylin/\"\n\
+             packages = [\"haproxy\", \"ipset=7.1\"]\n{more}\n[os]\n"
+        );
+        Cluster::parse("cluster.toml", &KYLIN.replacen("[os]\n", &repository, 1))
+            .unwrap_or_else(|report| panic!("{report}"))
+    }
+
+    /// A lock as it comes of `requests`, with made-up files.
+    fn lock(requests: &BTreeMap<String, Request>) -> Lock {
+        let mut lock = Lock::default();
+        let item = |kind, archive: &str, path: &str| LockedItem {
+            kind,
+            name: path.to_owned(),
+            version: String::new(),
+            architecture: String::new(),
+            archive: archive.to_owned(),
+            path: path.to_owned(),
+            size: 1,
+            sha256: Digest::of(path.as_bytes()),
+        };
+        for (name, request) in requests {
+            let items = match request {
+                Request::File(file) => vec![item(ItemKind::File, "", &file.path)],
+                Request::Files { paths } => paths.iter().map(|path| item(ItemKind::File, "", path)).collect(),
+                Request::RpmRepository(repository) => {
+                    let packages = repository.packages.iter().map(|path| item(ItemKind::Rpm, name, path));
+                    packages.chain(repository.keys.iter().map(|path| item(ItemKind::File, "", path))).collect()
+                }
+                Request::Deb(_) | Request::Source(_) => vec![],
+            };
+            let input = LockedInput { request: request.digest().unwrap(), suites: vec![], date: 0, items };
+            lock.inputs.insert(name.clone(), input);
+        }
+        lock
+    }
+
+    /// Packages of files and of repositories are laid over the root alike; keys count where packages must be signed.
+    #[test]
+    fn packages_of_a_repository_come_after_those_of_files() {
+        for (more, index_signed, keys) in [
+            ("", false, &[][..]),
+            ("keys = [\"inputs/k\"]", true, &["inputs/k"]),
+            ("keys = [\"inputs/k\"]\nsigned = \"packages\"", false, &["inputs/k"]),
+            ("keys = [\"inputs/k\"]\nsigned = \"index\"", true, &[]),
+        ] {
+            let (cluster, mut wanted) = (kylin(more), BTreeMap::new());
+            requests(&cluster, &mut wanted).unwrap();
+            let Request::RpmRepository(repository) = &wanted["kylin"] else { panic!("{wanted:?}") };
+            assert_eq!(
+                (repository.index_signed, repository.url.as_str()),
+                (index_signed, "https://example.org/kylin/")
+            );
+            let vendor = from_lock(&cluster, &lock(&wanted)).unwrap();
+            let paths = |brought: &[Brought]| brought.iter().map(|file| file.path.clone()).collect::<Vec<_>>();
+            let [files, repository] = &vendor.rpms[..] else { panic!("{vendor:?}") };
+            assert_eq!(paths(&files.packages)[0], "inputs/haproxy.rpm");
+            assert_eq!(paths(&repository.packages), ["haproxy", "ipset=7.1"]);
+            assert_eq!(repository.packages[0].object, Digest::of(b"haproxy"));
+            assert_eq!(paths(&repository.keys), keys, "{more}");
+        }
     }
 }

@@ -37,7 +37,10 @@ pub(super) struct Room {
 impl Room {
     /// With `recheck`, what is in the store already is read and checked too.
     pub(super) fn open(file: &ClusterFile, options: &Options, store: &Store, recheck: bool) -> Result<Self> {
-        let mirrors = Mirrors::discover(&options.mirror, Path::new("/"), |name| std::env::var(name).ok())?;
+        let mut mirrors = Mirrors::discover(&options.mirror, Path::new("/"), |name| std::env::var(name).ok())?;
+        for repository in file.cluster.rpm_repositories() {
+            mirrors.add_repository(&repository.name, &repository.url);
+        }
         let jobs = jobs(options).get();
         let settings = download::Options { jobs, offline: options.offline, recheck, ..download::Options::default() };
         let silent = options.quiet || options.log_format == LogFormat::Json;

@@ -4,6 +4,7 @@
 
 mod build;
 mod fetch;
+mod hybrid;
 mod inputs;
 mod inspect;
 mod lock;
@@ -38,6 +39,7 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Fetch => fetch::run(&cli.options),
         Command::Render => render::run(&cli.options),
         Command::Inspect { image, json } => inspect::run(&image, json),
+        Command::Hybrid { bundle, other } => hybrid::run(&cli.options, [&bundle, &other]),
         Command::Serve { folder, interface, http_port, boot_files } => {
             serve::run(&Config { folder, boot_files, interface, http_port })
         }

@@ -49,6 +49,8 @@ pub struct Mirrors {
     /// `--mirror`: a name (suite or archive) or none, and a base.
     overrides: Vec<(Option<String>, String)>,
     sources: Vec<Source>,
+    /// Repositories of RPM packages: the addresses that the cluster file gives, by name of the input.
+    repositories: BTreeMap<String, String>,
     /// apt's `Acquire::Check-Valid-Until`.
     check_valid_until: bool,
     proxies: Proxies,
@@ -79,6 +81,7 @@ impl Mirrors {
         Ok(Self {
             overrides: overrides.iter().map(|text| parse_override(text)).collect::<Result<_, _>>()?,
             sources: apt_sources(root),
+            repositories: BTreeMap::new(),
             check_valid_until: !conf.get("acquire::check-valid-until").is_some_and(|value| is_no(value)),
             proxies: proxies(&conf, env),
         })
@@ -127,6 +130,19 @@ impl Mirrors {
             )));
         }
         Ok(out)
+    }
+
+    /// Adds a repository of RPM packages: the input `name`, at `url`.
+    pub fn add_repository(&mut self, name: &str, url: &str) {
+        self.repositories.insert(name.to_owned(), base(url));
+    }
+
+    /// Where the repository `name` is, the preferred place first: what the person names for it (`NAME=URL`), or else the
+    /// address that it was added with. Empty if it was not.
+    pub fn of_repository(&self, name: &str) -> Vec<String> {
+        let named = self.overrides.iter().filter(|(own, _)| own.as_deref() == Some(name));
+        let named: Vec<String> = named.map(|(_, uri)| uri.clone()).collect();
+        if named.is_empty() { self.repositories.get(name).cloned().into_iter().collect() } else { named }
     }
 
     fn mirror(&self, uri: String, source: Option<&Source>) -> Mirror {

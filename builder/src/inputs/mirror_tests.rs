@@ -147,3 +147,14 @@ proptest! {
         let _ = parse_override(&text);
     }
 }
+
+#[test]
+fn repositories_are_where_the_cluster_file_says_or_where_the_person_says() {
+    let overrides = ["http://debian.example".to_owned(), "kylin=https://copy.example/kylin/".to_owned()];
+    let mut mirrors = Mirrors::discover(&overrides, Path::new("/nonexistent"), none).unwrap();
+    assert!(mirrors.of_repository("tools").is_empty());
+    mirrors.add_repository("tools", "file:/srv/tools/");
+    mirrors.add_repository("kylin", "https://vendor.example/kylin");
+    assert_eq!(mirrors.of_repository("tools"), ["file:///srv/tools"]);
+    assert_eq!(mirrors.of_repository("kylin"), ["https://copy.example/kylin"]);
+}

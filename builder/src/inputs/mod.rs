@@ -11,4 +11,5 @@ pub mod image_archive;
 pub mod mirror;
 pub mod request;
 pub mod rpm;
+pub mod rpm_repository;
 pub mod source;

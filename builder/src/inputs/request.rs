@@ -7,6 +7,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use profiles::node::Architecture;
 use serde::Serialize;
 
 use super::deb::index::Universe;
@@ -15,6 +16,7 @@ use super::deb::repository::Repository;
 use super::deb::resolve::{Wanted, resolve};
 use super::download::{Downloader, Item};
 use super::mirror::{Mirrors, archive_of};
+use super::rpm_repository::{self, Needs};
 use crate::error::{ErrorKind, Failure};
 use crate::lock::{ItemKind, Lock, LockedInput, LockedItem};
 use crate::store::{Digest, step_key};
@@ -37,6 +39,8 @@ pub enum Request {
         /// The paths.
         paths: BTreeSet<String>,
     },
+    /// Packages of a repository.
+    RpmRepository(RpmRepositoryRequest),
 }
 
 /// Where packages come from, and how that is verified.
@@ -92,6 +96,21 @@ pub struct FileRequest {
     /// What it must be; without it, what it is when it is locked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Digest>,
+}
+
+/// Packages of a repository of RPM packages. Its name is that of the request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RpmRepositoryRequest {
+    /// Its address by the cluster file; [`Mirrors`] may know another for it.
+    pub url: String,
+    /// The machine that the packages are for.
+    pub architecture: Architecture,
+    /// Names of packages, each perhaps with `=version`.
+    pub packages: BTreeSet<String>,
+    /// Paths of files with keys, relative to the cluster file; locked as files.
+    pub keys: BTreeSet<String>,
+    /// Whether one of the keys must have signed the index.
+    pub index_signed: bool,
 }
 
 impl Request {
@@ -157,7 +176,7 @@ impl Session<'_> {
             };
             let input = match kept {
                 Some(kept) if !renew => Ok(kept.clone()),
-                _ => self.resolve(request, digest, &mut universes),
+                _ => self.resolve(name, request, digest, &mut universes),
             };
             match input.map_err(anyhow::Error::downcast::<Failure>) {
                 Ok(input) => drop(lock.inputs.insert(name.clone(), input)),
@@ -183,6 +202,7 @@ impl Session<'_> {
 
     fn resolve(
         &self,
+        name: &str,
         request: &Request,
         digest: Digest,
         universes: &mut BTreeMap<(Origin, String), Universe>,
@@ -219,9 +239,24 @@ impl Session<'_> {
                 let items = paths.iter().map(|path| self.file_item(path, None)).collect::<Result<_>>()?;
                 (Vec::new(), 0, items)
             }
+            Request::RpmRepository(repository) => (Vec::new(), 0, self.rpm_items(name, repository)?),
         };
         items.sort_by(|a, b| (&a.name, &a.path).cmp(&(&b.name, &b.path)));
         Ok(LockedInput { request: digest, suites, date, items })
+    }
+
+    /// The packages of a repository, and the files with the keys that they are verified with.
+    fn rpm_items(&self, name: &str, wanted: &RpmRepositoryRequest) -> Result<Vec<LockedItem>> {
+        let mut items = wanted.keys.iter().map(|path| self.file_item(path, None)).collect::<Result<Vec<_>>>()?;
+        let files = items.iter().map(|item| (item.path.as_str(), &item.sha256));
+        let keys = Keyring::of_objects(self.downloader.store(), files.filter(|_| wanted.index_signed))?;
+        let urls = self.mirrors.of_repository(name);
+        let repository =
+            rpm_repository::Repository { downloader: self.downloader, urls: &urls, name, keys: keys.as_ref() };
+        let (packages, needs) = repository.resolve(&wanted.packages, wanted.architecture)?;
+        say_needs(name, &needs);
+        items.extend(packages);
+        Ok(items)
     }
 
     /// The file at `path`, which must be `sha256` if that is given; else it is what it is now.
@@ -264,10 +299,10 @@ impl Session<'_> {
         let mut items = Vec::new();
         for input in lock.inputs.values() {
             for locked in &input.items {
-                if locked.kind == ItemKind::File {
-                    self.take_file(locked)?;
-                } else {
-                    items.push(self.item(locked, &input.suites)?);
+                match locked.kind {
+                    ItemKind::File => self.take_file(locked)?,
+                    ItemKind::Rpm => items.push(self.rpm_item(locked)),
+                    ItemKind::Deb | ItemKind::Source => items.push(self.item(locked, &input.suites)?),
                 }
             }
         }
@@ -298,6 +333,21 @@ impl Session<'_> {
         })
     }
 
+    fn rpm_item(&self, locked: &LockedItem) -> Item {
+        let urls = self.mirrors.of_repository(&locked.archive);
+        Item {
+            name: locked.describe(),
+            urls: urls.iter().map(|url| format!("{url}/{}", locked.path)).collect(),
+            sha256: locked.sha256,
+            size: locked.size,
+            missing_hint: format!(
+                "repositories drop a package when a newer one replaces it: run `imgbuild lock --update {0}` to move to what it has \
+                 now, or name a copy that keeps old packages with --mirror {0}=URL",
+                locked.archive
+            ),
+        }
+    }
+
     fn take_file(&self, locked: &LockedItem) -> Result<()> {
         let store = self.downloader.store();
         if store.has(&locked.sha256) {
@@ -313,6 +363,23 @@ impl Session<'_> {
             )
         })?;
         Ok(())
+    }
+}
+
+/// What the packages of a repository require is left to whoever made the root.
+fn say_needs(name: &str, needs: &Needs) {
+    let list = |names: &BTreeSet<String>| Vec::from_iter(names.iter().map(String::as_str)).join(", ");
+    if !needs.packages.is_empty() {
+        tracing::info!(
+            "input `{name}`: its packages require these, which the root must have, or `packages` must name: {}",
+            list(&needs.packages)
+        );
+    }
+    if !needs.nowhere.is_empty() {
+        tracing::info!(
+            "input `{name}`: its packages require this too, which no package of the repository has: {}",
+            list(&needs.nowhere)
+        );
     }
 }
 

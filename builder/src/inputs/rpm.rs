@@ -69,6 +69,14 @@ fn broken(what: impl std::fmt::Display) -> anyhow::Error {
     Failure::verification(format!("it is no RPM package, or a damaged one: {what}")).into()
 }
 
+/// rpm's name of a machine, which is that of `uname -m`.
+pub(super) fn machine(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::Amd64 => "x86_64",
+        Architecture::Loong64 => "loongarch64",
+    }
+}
+
 /// A header structure: values by tag.
 struct Header {
     /// Type, count, and where the value begins in `store`.
@@ -232,11 +240,7 @@ pub fn unpack(store: &Store, object: &Digest, architecture: Architecture) -> Res
         let name = [tag::NAME, tag::VERSION, tag::RELEASE].map(|tag| header.string(tag));
         let [name, version, release] = name;
         let name = format!("{}-{}-{}.{own}", name?, version?, release?);
-        // rpm's names of the machines (uname -m).
-        let wanted = match architecture {
-            Architecture::Amd64 => "x86_64",
-            Architecture::Loong64 => "loongarch64",
-        };
+        let wanted = machine(architecture);
         if own != wanted && own != "noarch" {
             bail!(
                 Failure::verification(format!("{name} is for {own}, not for {wanted}"))

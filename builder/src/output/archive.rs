@@ -30,10 +30,14 @@ pub fn write(tree: &FileTree, store: &Store, epoch: u32, jobs: NonZeroUsize, pat
     let size = |kind: &Kind| if let Kind::File(content) = kind { content.len() } else { 0 };
     check_space(path, tree.iter().map(|(_, entry)| size(&entry.kind)).sum())?;
     let placed = Placed::new(path)?;
-    let options = zst::Options { level: LEVEL, window_log: WINDOW_LOG, job_size: JOB_SIZE, jobs: jobs.get() };
-    zst::compress(placed.file(), &options, |out| write_tar(out, store, tree, epoch))
+    zst::compress(placed.file(), &options(jobs), |out| write_tar(out, store, tree, epoch))
         .with_context(|| format!("writing {}", path.display()))?;
     placed.finish()
+}
+
+/// How such archives are compressed.
+pub(super) fn options(jobs: NonZeroUsize) -> zst::Options {
+    zst::Options { level: LEVEL, window_log: WINDOW_LOG, job_size: JOB_SIZE, jobs: jobs.get() }
 }
 
 #[cfg(test)]

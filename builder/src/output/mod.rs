@@ -5,6 +5,7 @@
 pub mod archive;
 pub mod disk;
 pub mod esp;
+pub mod hybrid;
 pub mod inspect;
 pub mod inspect_iso;
 pub mod iso;

@@ -46,6 +46,14 @@ pub(super) fn architecture(machine: &str) -> Option<Architecture> {
     }
 }
 
+/// What `uname -m` says on machines of an architecture.
+fn machine_of(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::Amd64 => "x86_64",
+        Architecture::Loong64 => "loongarch64",
+    }
+}
+
 impl Unpacked {
     /// Reads every file in `dir` that is of this architecture.
     ///
@@ -113,7 +121,32 @@ impl Unpacked {
 
     /// Which payload a node gets, by the index.
     pub(super) fn kind(&self, node: &str) -> Option<PayloadKind> {
-        self.index.nodes.iter().find(|known| known.name == node).map(|known| known.payload)
+        self.index.node(node).map(|known| known.payload)
+    }
+
+    /// Why no machine of this architecture can be the node `name`.
+    fn not_here(&self, name: &str) -> Failure {
+        let own = self.index.architecture;
+        let others = [Architecture::Amd64, Architecture::Loong64].into_iter().filter(|other| *other != own);
+        let of = others.into_iter().find(|other| self.other_half(*other).is_some_and(|half| half.node(name).is_some()));
+        match of {
+            Some(other) => Failure::seed(
+                format!("`{name}` is a node for {} machines, and this one is {}", machine_of(other), machine_of(own)),
+                format!("install it there; for this machine the bundle has: {}", self.names()),
+            ),
+            None => Failure::seed(
+                format!("the bundle has no seed of `{name}`; it has: {}", self.names()),
+                "name one of them with --profile, or build a bundle with that node",
+            ),
+        }
+    }
+
+    /// The index of the bundle's half for another architecture, if that is there too. It is not verified: only messages
+    /// come of it.
+    fn other_half(&self, architecture: Architecture) -> Option<Bundle> {
+        let path = self.dir.join(bundle::folder(architecture)).join(bundle::INDEX);
+        let text = files::read_limited(&path, SUMS_LIMIT).ok()?;
+        serde_json::from_slice(&text).ok().filter(|index: &Bundle| index.cluster_id == self.index.cluster_id)
     }
 
     fn names(&self) -> String {
@@ -125,11 +158,7 @@ impl Unpacked {
         if let Some(name) = profile {
             return match self.kind(name) {
                 Some(_) => Ok(name.to_owned()),
-                None => Err(Failure::seed(
-                    format!("the bundle has no seed of `{name}`; it has: {}", self.names()),
-                    "name one of them with --profile, or build a bundle with that node",
-                )
-                .into()),
+                None => Err(self.not_here(name).into()),
             };
         }
         if let Some((origin, raw)) = seed::offered(machine.disk.root(), machine.seeds, machine.console)?

@@ -657,3 +657,42 @@ fn a_machine_is_one_node_of_one_bundle() {
     assert!(refused(result).reason.ends_with("fs.residue"));
     assert!(said.iter().any(|line| line.contains("this machine is a node already")), "{said:#?}");
 }
+
+/// Both halves in one folder: of the other one nothing is verified and nothing taken, and its nodes are named with their machine.
+#[test]
+fn a_hybrid_bundle_has_nodes_of_the_other_architecture() {
+    let lab = Lab::new();
+    let index = |id: &str| {
+        format!(
+            r#"{{"schema":1,"cluster":"lab","cluster_id":"{id}","architecture":"loong64","nodes":[{{"name":"worker-l","payload":"pods"}}]}}"#
+        )
+    };
+    let other = lab.bundle().join("loong64");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("bundle.json"), index("0123456789abcdef0123456789abcdef")).unwrap();
+    fs::write(other.join("firstboot"), "torn").unwrap();
+    fs::write(lab.bundle().join("SHA256SUMS.loong64"), format!("{}  loong64/firstboot\n", "0".repeat(64))).unwrap();
+    let before = lab.tree();
+    let ask = |profile: &str| {
+        let error = lab.install_with(None, Some(profile)).0.unwrap_err();
+        let failure = Failure::from_error(&error, Exit::Internal, "");
+        assert_eq!(failure.exit, Exit::Seed, "{}", failure.reason);
+        format!("{}; {}", failure.reason, failure.hint)
+    };
+    assert_eq!(
+        ask("worker-l"),
+        "`worker-l` is a node for loongarch64 machines, and this one is x86_64; install it there; for this machine the bundle has: master-1"
+    );
+    assert!(ask("worker-x").contains("the bundle has no seed of `worker-x`; it has: master-1"));
+    // What is in the folder of another cluster, or is no index, says nothing.
+    for text in [index("another"), "{".to_owned()] {
+        fs::write(other.join("bundle.json"), text).unwrap();
+        assert!(ask("worker-l").contains("the bundle has no seed of `worker-l`"));
+    }
+    assert_eq!(lab.tree(), before);
+    let check = Install { bundle: lab.bundle(), profile: Some("master-1".to_owned()), check_only: true };
+    let (result, said) = lab.on(None, |machine| install(machine, &check));
+    result.unwrap();
+    assert!(said.iter().any(|line| line.contains("nothing is in the way")), "{said:?}");
+    lab.install();
+}

@@ -174,9 +174,29 @@ pub fn control_field(store: &Store, deb: &Digest, field: &str) -> Result<Option<
 /// Copies a tar stream into the store and lists its entries on the way.
 fn index(store: &Store, stream: impl Read, rules: Rules) -> Result<Archive> {
     let mut writer = store.writer()?;
-    let mut tar = tar::Archive::new(Tee { from: stream, to: &mut writer });
-    let mut names = Names::new(rules);
     let mut entries = Vec::new();
+    entries_of(Tee { from: stream, to: &mut writer }, rules, |entry, _| {
+        entries.push(entry);
+        Ok(())
+    })?;
+    Ok(Archive { tar: writer.commit(None)?.0, entries })
+}
+
+/// Gives each entry of a tar stream, with its content, to `visit`: by the rules of packages, nothing is odd in it.
+pub(crate) fn each_entry(
+    stream: impl Read,
+    visit: impl FnMut(ArchiveEntry, &mut dyn Read) -> Result<()>,
+) -> Result<()> {
+    entries_of(stream, Rules::Package, visit)
+}
+
+fn entries_of(
+    stream: impl Read,
+    rules: Rules,
+    mut visit: impl FnMut(ArchiveEntry, &mut dyn Read) -> Result<()>,
+) -> Result<()> {
+    let mut tar = tar::Archive::new(stream);
+    let mut names = Names::new(rules);
     let mut extra = Extra::default();
     // Raw: the crate's own handling of pax records takes a line end inside a value, as binary attributes may have, for
     // the end of the record.
@@ -188,11 +208,12 @@ fn index(store: &Store, stream: impl Read, rules: Rules) -> Result<Archive> {
         let extra = std::mem::take(&mut extra);
         let path = extra.path.clone().unwrap_or_else(|| entry.path_bytes().into_owned());
         let about = || format!("reading member `{}`", String::from_utf8_lossy(&path));
-        entries.push(read_entry(&entry, &path, extra, &mut names).with_context(about)?);
+        let read = read_entry(&entry, &path, extra, &mut names).with_context(about)?;
+        visit(read, &mut entry)?;
     }
     // The padding after the last entry belongs to the object, and decompressors check their sums at its end.
     io::copy(&mut tar.into_inner(), &mut io::sink()).context("reading the end of a tar archive")?;
-    Ok(Archive { tar: writer.commit(None)?.0, entries })
+    Ok(())
 }
 
 /// Turns a tar header, and the headers that came before it, into an entry.

@@ -3,6 +3,7 @@
 //! Whether a text was signed by a key of a keyring. Trust comes from the keyring file alone: there is no web of trust
 //! and no key is ever fetched. Format: RFC 9580 (OpenPGP), its cleartext signature framework in section 7.
 
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -14,6 +15,7 @@ use pgp::packet::{Signature, SignatureType};
 use pgp::types::{KeyDetails, Tag, Timestamp, VerifyingKey};
 
 use crate::error::Failure;
+use crate::store::{Digest, Store};
 
 /// The public keys that are trusted to sign something.
 #[derive(Debug)]
@@ -59,6 +61,30 @@ impl Keyring {
         Ok(Self { keys, name: name.to_owned() })
     }
 
+    /// The keys of several files in the store, each with the name it has in messages; `None` without any file.
+    ///
+    /// # Errors
+    /// As [`Keyring::parse`], of every file.
+    pub fn of_objects<'a>(
+        store: &Store,
+        files: impl IntoIterator<Item = (&'a str, &'a Digest)>,
+    ) -> Result<Option<Self>> {
+        let mut all: Option<Self> = None;
+        for (name, object) in files {
+            let mut bytes = Vec::new();
+            store.open_object(object)?.read_to_end(&mut bytes).context("reading a key")?;
+            let own = Self::parse(&bytes, name)?;
+            match &mut all {
+                Some(all) => {
+                    all.keys.extend(own.keys);
+                    all.name += &format!(", {}", own.name);
+                }
+                None => all = Some(own),
+            }
+        }
+        Ok(all)
+    }
+
     /// Checks a cleartext-signed text, as an `InRelease` file is: at least one signature must be good, and none is
     /// needed from keys that are not in the keyring. Keys must have been valid when they signed, and with `now` (seconds
     /// since 1970) still be.
@@ -88,15 +114,24 @@ impl Keyring {
         .hint("do not use this mirror before you know why; a new release may need a newer keyring package"))
     }
 
-    /// Checks a signature that stands by itself, binary, over `signed`; gives the fingerprint of the key that made it. Keys must
-    /// have been valid when they signed.
-    pub fn verify_detached(&self, signature: &[u8], signed: &[u8]) -> Result<String, Failure> {
-        let signature = DetachedSignature::from_bytes(signature)
-            .map_err(|e| Failure::verification("its signature cannot be read").caused_by(e))?;
-        self.check(&signature.signature, signed, None).map_err(|problem| {
-            Failure::verification(format!("no good signature by a key of {}: {problem}", self.name))
-                .hint("name the key of whoever signed it, or take it from somewhere else")
-        })
+    /// Checks signatures that stand by themselves, binary or armored, over `signed`; gives the fingerprint of the key that made
+    /// the first good one. Keys must have been valid when they signed.
+    pub fn verify_detached(&self, signatures: &[u8], signed: &[u8]) -> Result<String, Failure> {
+        let unreadable = |e: pgp::errors::Error| Failure::verification("its signature cannot be read").caused_by(e);
+        let (signatures, _) = DetachedSignature::from_reader_many(signatures).map_err(unreadable)?;
+        let mut problems = Vec::new();
+        for signature in signatures {
+            match self.check(&signature.map_err(unreadable)?.signature, signed, None) {
+                Ok(key) => return Ok(key),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        if problems.is_empty() {
+            problems.push("there is no signature".to_owned());
+        }
+        let problems = problems.join("; ");
+        Err(Failure::verification(format!("no good signature by a key of {}: {problems}", self.name))
+            .hint("name the key of whoever signed it, or take it from somewhere else"))
     }
 
     /// The fingerprint of the key that made the signature, or why it does not count.

@@ -66,6 +66,9 @@ pub enum Command {
         #[arg(long = "boot-file", visible_alias = "ipxe", value_name = "FILE")]
         boot_files: Vec<PathBuf>,
     },
+    /// Look after the store, and carry it to a machine without a network (docs/air-gap.md)
+    #[command(subcommand)]
+    Store(Store),
     /// Write a disk image or an ISO image to a disk of this machine, and read it back
     ///
     /// Refuses a disk that this machine uses in any way, one that is too small, and what is no disk. Without a partition table until the last
@@ -78,6 +81,53 @@ pub enum Command {
         /// Do not ask
         #[arg(long)]
         yes: bool,
+    },
+}
+
+/// What to do with the store.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Store {
+    /// Say which objects are there: sha256 and size
+    List {
+        /// Print JSON: the inventory that `store export --since` reads
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read every object; name those that are not what their name says, and move them to damaged/ in the store
+    ///
+    /// Harms no build that is running. Exit code 4 if something is damaged.
+    Verify,
+    /// Remove what neither the lock files given nor the results of steps need
+    ///
+    /// Waits for builds that use the store, and lets none begin meanwhile.
+    Gc {
+        /// Lock files whose inputs stay, or folders with an imgbuild.lock: name those of all clusters that are built here
+        #[arg(required = true, value_name = "LOCK")]
+        locks: Vec<PathBuf>,
+        /// Remove results of steps, too, that no build has used for so many days; with 0, all
+        #[arg(long, value_name = "DAYS")]
+        unused_for: Option<u16>,
+        /// Only say what would be removed
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Write what the lock of --cluster names to a folder, for a drive, and read it back
+    ///
+    /// Run again after an interruption, it goes on; into a folder with an export, it adds to it.
+    Export {
+        /// What the other side has and need not get: what `imgbuild store list --json` printed there, an earlier export, or
+        /// its store; may be given several times
+        #[arg(long, value_name = "FILE|DIR")]
+        since: Vec<PathBuf>,
+        /// The folder, for example on a USB drive
+        target: PathBuf,
+    },
+    /// Take what an export holds into the store, each object verified before it is there
+    ///
+    /// Run again after an interruption, it goes on. Exit code 4 if something is damaged; the rest is taken.
+    Import {
+        /// The folder that `store export` wrote
+        folder: PathBuf,
     },
 }
 

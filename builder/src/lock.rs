@@ -182,6 +182,11 @@ impl Lock {
         Ok(out)
     }
 
+    /// All files of all inputs. One that several inputs have comes several times.
+    pub fn items(&self) -> impl Iterator<Item = &LockedItem> {
+        self.inputs.values().flat_map(|input| &input.items)
+    }
+
     /// What differs between the lock and what is asked for now, by name of input: `name: why`. Empty if nothing does.
     pub fn stale(&self, requests: &BTreeMap<String, Digest>) -> BTreeMap<String, &'static str> {
         let mut out = BTreeMap::new();

@@ -27,6 +27,16 @@ pub(super) fn ready(file: &ClusterFile, options: &Options, store: &Store) -> Res
     sources::from_lock(&file.cluster, &lock)
 }
 
+/// The lock of a cluster file, which must be there and fit it.
+pub(super) fn locked(file: &ClusterFile) -> Result<Lock> {
+    let path = path(file);
+    let lock = Lock::read(&path)?.ok_or_else(|| {
+        Failure::user(format!("{} is not there", path.display())).hint("run `imgbuild fetch` on a machine with a network")
+    })?;
+    lock.check(&digests(&sources::requests(&file.cluster)?)?)?;
+    Ok(lock)
+}
+
 /// What locking and fetching need.
 pub(super) struct Room {
     downloader: Downloader,

@@ -10,6 +10,7 @@ mod lock;
 mod outputs;
 mod render;
 mod serve;
+mod store;
 mod validate;
 mod write;
 
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
 use profiles::Cluster;
 
 use crate::assemble::calico::Manifests;
@@ -41,6 +43,7 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Serve { folder, interface, http_port, boot_files } => {
             serve::run(&Config { folder, boot_files, interface, http_port })
         }
+        Command::Store(what) => store::run(&cli.options, &what),
         Command::Write { image, device, yes } => write::run(&cli.options, &image, &device, yes),
     };
     match result {
@@ -180,6 +183,18 @@ const MOST_JOBS: usize = 8;
 fn jobs(options: &Options) -> NonZeroUsize {
     let cpus = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MOST_JOBS);
     NonZeroUsize::new(options.jobs.map_or_else(cpus, usize::from)).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// A bar of bytes on standard error, if that is a terminal and bars are wanted.
+fn bar(options: &Options) -> ProgressBar {
+    if options.quiet || options.log_format == LogFormat::Json {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(0);
+    match ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
 }
 
 /// Data goes to stdout; a reader that has gone away is no error.

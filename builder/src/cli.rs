@@ -22,7 +22,8 @@ pub struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 the cluster file, a name or an argument is wrong; 2 a bug in imgbuild;
-3 the surroundings failed (network, disk, permission); 4 something did not verify (signature, checksum, completeness)";
+3 the surroundings failed (network, disk, permission); 4 something did not verify (signature, checksum, completeness);
+5 `lock --check` found something newer";
 
 /// A command.
 #[derive(Debug, Clone, Subcommand)]
@@ -32,11 +33,7 @@ pub enum Command {
     /// Check the cluster file and say everything that is wrong with it
     Validate,
     /// Write imgbuild.lock: every input by version and sha256
-    Lock {
-        /// Resolve anew, moving to the newest versions the mirror has: these inputs, or all
-        #[arg(long, value_name = "INPUT", num_args = 0..)]
-        update: Option<Vec<String>>,
-    },
+    Lock(LockOptions),
     /// Download and verify every locked input into the store
     Fetch,
     /// Write every file a node would get, for reading and review (to <out>/render); no secret is in them, and none is made
@@ -82,6 +79,22 @@ pub enum Command {
         #[arg(long)]
         yes: bool,
     },
+}
+
+/// What to do with the lock. Without an option, inputs that are not locked yet or have changed are resolved.
+#[derive(Debug, Clone, Args)]
+#[group(multiple = false)]
+pub struct LockOptions {
+    /// Resolve anew, moving to the newest versions the mirror has: these inputs, or all; says what changes
+    #[arg(long, value_name = "INPUT", num_args = 0..)]
+    pub update: Option<Vec<String>>,
+    /// Say what is newer upstream, and write nothing; exit code 5 if something is
+    #[arg(long)]
+    pub check: bool,
+    /// Say what changes, and write nothing: from the lock to what is newest, from a lock file to that of --cluster, or from
+    /// one lock file to another
+    #[arg(long, value_name = "LOCK", num_args = 0..=2)]
+    pub diff: Option<Vec<PathBuf>>,
 }
 
 /// What to do with the store.

@@ -3,6 +3,8 @@
 //! `imgbuild.lock`: exactly which files a build is made from. Names no mirror: paths are relative to an archive.
 //! One line per file, sorted, so that a person can review what an update changes.
 
+mod diff;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -11,6 +13,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+
+pub use diff::Diff;
 
 use crate::error::Failure;
 use crate::store::Digest;

@@ -186,7 +186,7 @@ fn a_file_that_the_index_promises_and_the_mirror_lacks_is_named() {
 #[test]
 fn a_package_with_paths_that_climb_out_is_refused() {
     for path in ["../../evil", "./../evil", "usr/../../evil"] {
-        let evil = Package { name: "evil".to_owned(), files: vec![(path.to_owned(), b"evil".to_vec())] };
+        let evil = Package { files: vec![(path.to_owned(), b"evil".to_vec())], ..Package::new("evil", 0) };
         let room = Room::new(&[evil]);
         let outcome = Outcome::of(room.command("build").args(["--profile", "master-1"]));
         outcome.fails(code::VERIFICATION, &["package evil", path, "hint:"]);

@@ -36,7 +36,7 @@ pub fn run(cli: &Cli) -> ExitCode {
     let result = match cli.command.clone().unwrap_or(Command::Build) {
         Command::Build => build::run(&cli.options),
         Command::Validate => validate::run(&cli.options),
-        Command::Lock { update } => lock::run(&cli.options, update),
+        Command::Lock(what) => lock::run(&cli.options, what),
         Command::Fetch => fetch::run(&cli.options),
         Command::Render => render::run(&cli.options),
         Command::Inspect { image, json } => inspect::run(&image, json),

@@ -2,8 +2,7 @@
 
 //! `imgbuild store …`: look after the store, and carry its objects to a machine without a network.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -12,11 +11,11 @@ use indicatif::HumanBytes;
 use crate::cli::{Options, Store as Command};
 use crate::commands::{ClusterFile, bar, inputs, jobs, open_store, print};
 use crate::error::Failure;
-use crate::lock::{self, Lock};
+use crate::lock::Lock;
 use crate::store::check::check;
 use crate::store::collect::{Collected, Keep, collect};
 use crate::store::inventory::{About, Inventory, Listing, OBJECTS};
-use crate::store::{Digest, Store, transfer};
+use crate::store::{Store, transfer};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -26,9 +25,9 @@ pub(super) fn run(options: &Options, what: &Command) -> Result<()> {
         Command::Verify => verify(options),
         Command::Gc { locks, unused_for, dry_run } => {
             // Locks are read first: a mistake in a name must not wait for a build to end.
-            let objects = locks.iter().map(|path| inputs_of(path)).collect::<Result<Vec<_>>>()?.concat();
-            let steps_used_within = unused_for.map(|days| DAY * u32::from(days));
-            let keep = Keep { objects: BTreeSet::from_iter(objects), steps_used_within };
+            let locks = locks.iter().map(|path| inputs::lock_at(path)).collect::<Result<Vec<_>>>()?;
+            let objects = locks.iter().flat_map(Lock::items).map(|item| item.sha256).collect();
+            let keep = Keep { objects, steps_used_within: unused_for.map(|days| DAY * u32::from(days)) };
             gc(&open_store(options)?, &keep, *dry_run)
         }
         Command::Export { since, target } => export(options, since, target),
@@ -82,16 +81,6 @@ fn verify(options: &Options) -> Result<()> {
         .into())
 }
 
-/// The objects that the lock at `path` names.
-fn inputs_of(path: &Path) -> Result<Vec<Digest>> {
-    let file = if path.is_dir() { path.join(lock::FILE_NAME) } else { path.to_owned() };
-    let lock = Lock::read(&file)?.ok_or_else(|| {
-        Failure::user(format!("there is no {}", file.display()))
-            .hint("name lock files, or folders that hold an imgbuild.lock; nothing was removed")
-    })?;
-    Ok(lock.items().map(|item| item.sha256).collect())
-}
-
 fn gc(store: &Store, keep: &Keep, dry_run: bool) -> Result<()> {
     let found = collect(store, keep, dry_run)?;
     let Collected { objects, steps, downloads, damaged, kept } = found;
@@ -110,7 +99,7 @@ fn gc(store: &Store, keep: &Keep, dry_run: bool) -> Result<()> {
     Ok(())
 }
 
-fn export(options: &Options, since: &[std::path::PathBuf], target: &Path) -> Result<()> {
+fn export(options: &Options, since: &[PathBuf], target: &Path) -> Result<()> {
     let file = ClusterFile::load(&options.cluster)?;
     let lock = inputs::locked(&file)?;
     let mut other = Inventory::default();

@@ -63,6 +63,14 @@ pub enum Command {
         #[arg(long = "boot-file", visible_alias = "ipxe", value_name = "FILE")]
         boot_files: Vec<PathBuf>,
     },
+    /// Say whether an output is still what was built, by the checksums it carries; exit code 4 if not
+    ///
+    /// A PXE folder, a bundle (packed or unpacked), an export of the store, an ISO image: every file. A disk image: its partition
+    /// tables and the blobs of images; everything else is read for its structure. Finds damage, no forgery: nothing is signed.
+    Verify {
+        /// The output, for example out/lab.iso
+        output: PathBuf,
+    },
     /// Look after the store, and carry it to a machine without a network (docs/air-gap.md)
     #[command(subcommand)]
     Store(Store),

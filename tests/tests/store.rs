@@ -42,7 +42,7 @@ fn what_the_other_side_lacks_is_carried_there_and_suffices() {
     fs::write(room.path("far.json"), list).unwrap();
     store(&room, "store", &["export", "--since", "far.json", "drive"]).succeeds();
     let checked = run(command("sha256sum").args(["--check", "--strict", "SHA256SUMS"]).current_dir(room.path("drive")));
-    assert_eq!(checked.lines().count(), 1, "the package, and no index of the archive:\n{checked}");
+    assert_eq!(checked.lines().count(), 2, "the package and index.json, and no index of the archive:\n{checked}");
     let index: serde_json::Value = serde_json::from_slice(&fs::read(room.path("drive/index.json")).unwrap()).unwrap();
     assert_eq!(index["objects"][0]["name"], "hello 1.0-1 (amd64)");
 

@@ -12,6 +12,7 @@ mod render;
 mod serve;
 mod store;
 mod validate;
+mod verify;
 mod write;
 
 use std::io::Write;
@@ -44,6 +45,7 @@ pub fn run(cli: &Cli) -> ExitCode {
             serve::run(&Config { folder, boot_files, interface, http_port })
         }
         Command::Store(what) => store::run(&cli.options, &what),
+        Command::Verify { output } => verify::run(&output),
         Command::Write { image, device, yes } => write::run(&cli.options, &image, &device, yes),
     };
     match result {

@@ -95,7 +95,12 @@ fn gc(store: &Store, keep: &Keep, dry_run: bool) -> Result<()> {
             tracing::info!("{verb} {} {what}", count(tally.count, tally.bytes));
         }
     }
-    tracing::info!("{}: {verb} {} bytes; {} stay", store.root().display(), found.bytes(), count(kept.count, kept.bytes));
+    tracing::info!(
+        "{}: {verb} {} bytes; {} stay",
+        store.root().display(),
+        found.bytes(),
+        count(kept.count, kept.bytes)
+    );
     Ok(())
 }
 
@@ -106,11 +111,11 @@ fn export(options: &Options, since: &[PathBuf], target: &Path) -> Result<()> {
     for path in since {
         other.add(Inventory::at(path)?);
     }
-    let wanted =
-        lock.items().map(|item| (item.sha256, About { size: item.size, name: item.describe() })).collect();
+    let wanted = lock.items().map(|item| (item.sha256, About { size: item.size, name: item.describe() })).collect();
     let wanted = Inventory { objects: wanted };
     let bar = bar(options);
-    let bytes = wanted.objects.iter().filter(|(digest, about)| !other.has(digest, about.size)).map(|(_, about)| about.size);
+    let bytes =
+        wanted.objects.iter().filter(|(digest, about)| !other.has(digest, about.size)).map(|(_, about)| about.size);
     // Once for writing, once for reading back.
     bar.set_length(2 * bytes.sum::<u64>());
     bar.set_message("Exporting");

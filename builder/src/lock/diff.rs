@@ -313,7 +313,9 @@ mod tests {
         let items = vec![item(ItemKind::Deb, "bash", "5.2-2", "b")];
         let diff = Diff::of(&lock(&[("os", 1, items.clone())]), &lock(&[("os", 2, items)]));
         assert!(!diff.is_empty() && !diff.changes_files());
-        assert!(Diff::of(&Lock::default(), &lock(&[("os", 1, vec![])])).to_string().starts_with("+ input os\n0 changed"));
+        assert!(
+            Diff::of(&Lock::default(), &lock(&[("os", 1, vec![])])).to_string().starts_with("+ input os\n0 changed")
+        );
     }
 
     proptest! {

@@ -39,7 +39,7 @@ fn what_no_list_and_no_record_names_is_removed() {
     fs::write(dir.path().join("steps/README"), "mine").unwrap();
 
     let keep = Keep { objects: BTreeSet::from([listed, kept, Digest::of(b"not here")]), steps_used_within: None };
-    let steps = [broken, unreadable].map(|key| store.step_path(&key).metadata().unwrap().len()).iter().sum();
+    let steps: u64 = [broken, unreadable].map(|key| store.step_path(&key).metadata().unwrap().len()).iter().sum();
     let objects = (with_lost, nobodys, garbled);
     let wanted = Collected {
         objects: Tally { count: 3, bytes: 9 + 8 + 7 },

@@ -102,8 +102,7 @@ impl Store {
 
     /// Where the object `digest` lies, or would lie.
     pub fn path(&self, digest: &Digest) -> PathBuf {
-        let hex = digest.to_string();
-        self.root.join("objects").join(&hex[..2]).join(&hex[2..])
+        inventory::place(&self.root.join(inventory::OBJECTS), digest)
     }
 
     /// Whether the object is there.

@@ -57,7 +57,8 @@ pub fn export(store: &Store, wanted: &Inventory, other: &Inventory, target: &Pat
         .map(|(digest, about)| format!("\n  {} ({digest})", about.name))
         .collect();
     if !missing.is_empty() {
-        let message = format!("not in the store {}: {} files:{}", store.root().display(), missing.len(), missing.concat());
+        let message =
+            format!("not in the store {}: {} files:{}", store.root().display(), missing.len(), missing.concat());
         return Err(Failure::user(message).hint("run `imgbuild fetch` first, with a network").into());
     }
     let (not_needed, lacking): (Vec<_>, Vec<_>) =
@@ -65,7 +66,8 @@ pub fn export(store: &Store, wanted: &Inventory, other: &Inventory, target: &Pat
 
     let target = Target::open(target)?;
     let mut index = target.index()?;
-    let to_write = lacking.iter().filter(|(digest, about)| !target.has(digest, about.size)).map(|(_, about)| about.size);
+    let to_write =
+        lacking.iter().filter(|(digest, about)| !target.has(digest, about.size)).map(|(_, about)| about.size);
     check_space(
         &target.root,
         to_write.sum(),
@@ -107,14 +109,18 @@ impl Target {
         // Their objects look alike, but those of a store are read-only and checked when they are opened.
         if root.join("steps").is_dir() {
             let message = format!("{} is a store", root.display());
-            return Err(Failure::user(message).hint("export to a folder of its own, and `imgbuild store import` that").into());
+            return Err(Failure::user(message)
+                .hint("export to a folder of its own, and `imgbuild store import` that")
+                .into());
         }
         let objects = root.join(OBJECTS);
         fs::create_dir_all(&objects).map_err(doing)?;
         let lock = File::open(root).map_err(doing)?;
         lock.try_lock().map_err(|e| match e {
-            fs::TryLockError::WouldBlock => Failure::environment(format!("another export writes to {}", root.display()))
-                .hint("wait for it, or name another folder"),
+            fs::TryLockError::WouldBlock => {
+                Failure::environment(format!("another export writes to {}", root.display()))
+                    .hint("wait for it, or name another folder")
+            }
             fs::TryLockError::Error(e) => Failure::io(format!("locking {}", root.display()), e),
         })?;
         Ok(Self { root: root.to_owned(), objects, _lock: lock })
@@ -188,12 +194,13 @@ impl Target {
 
     /// Writes the index, which makes it an export.
     fn finish(&self, index: &Inventory) -> Result<()> {
-        let mut sums = String::new();
+        let index_text = index.to_text()?;
+        let mut sums = format!("{}  {INDEX}\n", Digest::of(index_text.as_bytes()));
         for digest in index.objects.keys() {
             let hex = digest.to_string();
             writeln!(sums, "{hex}  {OBJECTS}/{}/{}", &hex[..2], &hex[2..])?;
         }
-        for (name, text) in [(SUMS, sums), (INDEX, index.to_text()?)] {
+        for (name, text) in [(SUMS, sums), (INDEX, index_text)] {
             let path = self.root.join(name);
             let writing = |e| Failure::io(format!("writing {}", path.display()), e);
             let part = path.with_extension(PART);

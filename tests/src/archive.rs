@@ -126,8 +126,11 @@ impl Archive {
     /// Signs and serves an archive of `packages`.
     pub fn serve(packages: &[Package]) -> Self {
         let home = tempfile::Builder::new().prefix("gpg-").tempdir().unwrap();
-        run(gpg(home.path(), &["--passphrase", "", "--quick-gen-key", "Archive <archive@example.org>", "rsa2048", "sign"])
-            .stderr(Stdio::null()));
+        run(gpg(
+            home.path(),
+            &["--passphrase", "", "--quick-gen-key", "Archive <archive@example.org>", "rsa2048", "sign"],
+        )
+        .stderr(Stdio::null()));
         let keyring = home.path().join("keyring.gpg");
         fs::write(&keyring, run_bytes(gpg(home.path(), &["--export"]).stderr(Stdio::null()))).unwrap();
         let files = signed(home.path(), packages, "Sat, 01 Mar 2025 00:00:00 UTC");
@@ -217,8 +220,7 @@ fn signed(home: &Path, packages: &[Package], date: &str) -> BTreeMap<String, Vec
         "Origin: Test\nLabel: Test\nSuite: {SUITE}\nCodename: {SUITE}\nDate: {date}\n\
          Acquire-By-Hash: yes\nArchitectures: amd64\nComponents: main\nDescription: for tests\nSHA256:\n"
     );
-    for (name, bytes) in
-        [("Packages", index.into_bytes()), ("Packages.xz", xz), ("Packages.gz", gz.finish().unwrap())]
+    for (name, bytes) in [("Packages", index.into_bytes()), ("Packages.xz", xz), ("Packages.gz", gz.finish().unwrap())]
     {
         let folder = "main/binary-amd64";
         writeln!(release, " {} {} {folder}/{name}", hex(&bytes), bytes.len()).unwrap();

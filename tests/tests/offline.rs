@@ -77,7 +77,15 @@ fn no_command_opens_a_socket_when_offline() {
 fn built_lab_a_whole_build_opens_no_socket_when_offline() {
     let scratch = tempfile::tempdir_in(folder()).unwrap();
     let mut command = Command::new(binary());
-    command.args(["build", "--offline", "--profile", "master-1", "--output", "disk,iso,pxe,bundle,qcow2,seed", "--cluster"]);
+    command.args([
+        "build",
+        "--offline",
+        "--profile",
+        "master-1",
+        "--output",
+        "disk,iso,pxe,bundle,qcow2,seed",
+        "--cluster",
+    ]);
     command.arg(&lab().cluster).arg("--out").arg(scratch.path().join("out")).current_dir(folder());
     opens_none(&command, &scratch.path().join("calls")).succeeds();
 }

@@ -59,7 +59,8 @@ fn what_the_other_side_lacks_is_carried_there_and_suffices() {
 
     // A month later the cluster wants more: only that travels.
     cluster_folder(room.folder(), &["hello", "world"]);
-    store(&room, "store", &["export", "drive"]).fails(code::USER, &["the lock does not fit the cluster file", "imgbuild lock"]);
+    store(&room, "store", &["export", "drive"])
+        .fails(code::USER, &["the lock does not fit the cluster file", "imgbuild lock"]);
     room.run("lock").succeeds();
     room.run("fetch").succeeds();
     let list = store(&room, "far", &["list", "--json"]).succeeds().stdout.clone();
@@ -102,7 +103,8 @@ fn an_export_that_is_killed_goes_on_and_one_that_was_damaged_on_the_way_is_refus
     bytes[100] ^= 1;
     fs::write(&damaged, bytes).unwrap();
     let outcome = store(&room, "far", &["import", "drive"]);
-    outcome.fails(code::VERIFICATION, &["1 is damaged", " 1.0-1 (amd64)", "sha256 is", "Export to the same folder again"]);
+    outcome
+        .fails(code::VERIFICATION, &["1 is damaged", " 1.0-1 (amd64)", "sha256 is", "Export to the same folder again"]);
     check_store(&room.path("far"));
     assert_eq!(files_below(&room.path("far/objects")).len(), 7);
     store(&room, "store", &["export", "drive"]).succeeds();
@@ -138,7 +140,8 @@ fn a_damaged_object_is_named_moved_away_and_fetched_again() {
     fs::remove_file(&object).unwrap();
     fs::write(&object, &bytes).unwrap();
     let digest = object.strip_prefix(room.path("store/objects")).unwrap().to_str().unwrap().replace('/', "");
-    store(&room, "store", &["verify"]).fails(code::VERIFICATION, &[&digest, "have sha256", "damaged/", "imgbuild fetch"]);
+    store(&room, "store", &["verify"])
+        .fails(code::VERIFICATION, &[&digest, "have sha256", "damaged/", "imgbuild fetch"]);
     assert!(!object.exists());
     assert_eq!(fs::read(room.path("store/damaged").join(&digest)).unwrap(), bytes);
     store(&room, "store", &["verify"]).succeeds();
@@ -196,8 +199,5 @@ fn built_lab_a_node_from_a_carried_store_is_the_same() {
     };
     imgbuild(isolated(), &["store", "import", "drive"], &far);
     imgbuild(isolated(), &[&build[..], &["far-out", "--offline"]].concat(), &far);
-    assert_eq!(
-        contents(&scratch.path().join("far-out/etcd-1.img")),
-        contents(&scratch.path().join("here/etcd-1.img"))
-    );
+    assert_eq!(contents(&scratch.path().join("far-out/etcd-1.img")), contents(&scratch.path().join("here/etcd-1.img")));
 }

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use imgbuild_tests::archive::{Archive, Fault, Package, SUITE, cluster_file, cluster_folder};
+use imgbuild_tests::archive_room::{Room, deb};
 use imgbuild_tests::build::{binary, copy_cluster, folder, lab, repository};
 use imgbuild_tests::cli::{Outcome, as_nobody, check_store, code, contents, files_below, in_own_mounts, sha256};
-use imgbuild_tests::archive_room::{Room, deb};
 
 // ---- The cluster file ----
 

@@ -7,8 +7,8 @@
 use std::fs;
 
 use imgbuild_tests::archive::Package;
-use imgbuild_tests::cli::{Outcome, check_store, code};
 use imgbuild_tests::archive_room::Room;
+use imgbuild_tests::cli::{Outcome, check_store, code};
 
 fn lock(room: &Room, arguments: &[&str]) -> Outcome {
     Outcome::of(room.command("lock").args(arguments))

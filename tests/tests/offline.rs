@@ -9,9 +9,9 @@ use std::path::Path;
 use std::process::Command;
 
 use imgbuild_tests::archive::Package;
+use imgbuild_tests::archive_room::Room;
 use imgbuild_tests::build::{binary, folder, lab};
 use imgbuild_tests::cli::{Outcome, code};
-use imgbuild_tests::archive_room::Room;
 use imgbuild_tests::tool::tool;
 
 /// Runs a command and everything it starts, and gives what it said with the sockets that were asked for and are no local ones.

@@ -10,9 +10,9 @@ use std::path::Path;
 use std::process::Command;
 
 use imgbuild_tests::archive::{Package, cluster_folder};
+use imgbuild_tests::archive_room::{Room, deb};
 use imgbuild_tests::build::{binary, copy_cluster, folder, repository, users_store};
 use imgbuild_tests::cli::{Outcome, check_store, code, contents, files_below, in_own_mounts};
-use imgbuild_tests::archive_room::{Room, deb};
 use imgbuild_tests::tool::{command, run, tool};
 
 /// `imgbuild store <arguments>` with the store of this name in the room.

@@ -22,7 +22,8 @@ pub struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 the cluster file, a name or an argument is wrong; 2 a bug in imgbuild;
-3 the surroundings failed (network, disk, permission); 4 something did not verify (signature, checksum, completeness)";
+3 the surroundings failed (network, disk, permission); 4 something did not verify (signature, checksum, completeness);
+5 `lock --check` found something newer";
 
 /// A command.
 #[derive(Debug, Clone, Subcommand)]
@@ -32,11 +33,7 @@ pub enum Command {
     /// Check the cluster file and say everything that is wrong with it
     Validate,
     /// Write imgbuild.lock: every input by version and sha256
-    Lock {
-        /// Resolve anew, moving to the newest versions the mirror has: these inputs, or all
-        #[arg(long, value_name = "INPUT", num_args = 0..)]
-        update: Option<Vec<String>>,
-    },
+    Lock(LockOptions),
     /// Download and verify every locked input into the store
     Fetch,
     /// Write every file a node would get, for reading and review (to <out>/render); no secret is in them, and none is made
@@ -76,6 +73,17 @@ pub enum Command {
         #[arg(long = "boot-file", visible_alias = "ipxe", value_name = "FILE")]
         boot_files: Vec<PathBuf>,
     },
+    /// Say whether an output is still what was built, by the checksums it carries; exit code 4 if not
+    ///
+    /// A PXE folder, a bundle (packed or unpacked), an export of the store, an ISO image: every file. A disk image: its partition
+    /// tables and the blobs of images; everything else is read for its structure. Finds damage, no forgery: nothing is signed.
+    Verify {
+        /// The output, for example out/lab.iso
+        output: PathBuf,
+    },
+    /// Look after the store, and carry it to a machine without a network (docs/air-gap.md)
+    #[command(subcommand)]
+    Store(Store),
     /// Write a disk image or an ISO image to a disk of this machine, and read it back
     ///
     /// Refuses a disk that this machine uses in any way, one that is too small, and what is no disk. Without a partition table until the last
@@ -88,6 +96,69 @@ pub enum Command {
         /// Do not ask
         #[arg(long)]
         yes: bool,
+    },
+}
+
+/// What to do with the lock. Without an option, inputs that are not locked yet or have changed are resolved.
+#[derive(Debug, Clone, Args)]
+#[group(multiple = false)]
+pub struct LockOptions {
+    /// Resolve anew, moving to the newest versions the mirror has: these inputs, or all; says what changes
+    #[arg(long, value_name = "INPUT", num_args = 0..)]
+    pub update: Option<Vec<String>>,
+    /// Say what is newer upstream, and write nothing; exit code 5 if something is
+    #[arg(long)]
+    pub check: bool,
+    /// Say what changes, and write nothing: from the lock to what is newest, from a lock file to that of --cluster, or from
+    /// one lock file to another
+    #[arg(long, value_name = "LOCK", num_args = 0..=2)]
+    pub diff: Option<Vec<PathBuf>>,
+}
+
+/// What to do with the store.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Store {
+    /// Say which objects are there: sha256 and size
+    List {
+        /// Print JSON: the inventory that `store export --since` reads
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read every object; name those that are not what their name says, and move them to damaged/ in the store
+    ///
+    /// Harms no build that is running. Exit code 4 if something is damaged.
+    Verify,
+    /// Remove what neither the lock files given nor the results of steps need
+    ///
+    /// Waits for builds that use the store, and lets none begin meanwhile.
+    Gc {
+        /// Lock files whose inputs stay, or folders with an imgbuild.lock: name those of all clusters that are built here
+        #[arg(required = true, value_name = "LOCK")]
+        locks: Vec<PathBuf>,
+        /// Remove results of steps, too, that no build has used for so many days; with 0, all
+        #[arg(long, value_name = "DAYS")]
+        unused_for: Option<u16>,
+        /// Only say what would be removed
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Write what the lock of --cluster names to a folder, for a drive, and read it back
+    ///
+    /// Run again after an interruption, it goes on; into a folder with an export, it adds to it.
+    Export {
+        /// What the other side has and need not get: what `imgbuild store list --json` printed there, an earlier export, or
+        /// its store; may be given several times
+        #[arg(long, value_name = "FILE|DIR")]
+        since: Vec<PathBuf>,
+        /// The folder, for example on a USB drive
+        target: PathBuf,
+    },
+    /// Take what an export holds into the store, each object verified before it is there
+    ///
+    /// Run again after an interruption, it goes on. Exit code 4 if something is damaged; the rest is taken.
+    Import {
+        /// The folder that `store export` wrote
+        folder: PathBuf,
     },
 }
 

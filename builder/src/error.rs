@@ -17,6 +17,8 @@ pub enum ErrorKind {
     Environment,
     /// Something is not what it claims to be: a signature, a sha256, a store object, the completeness proof.
     Verification,
+    /// The lock is not the newest, which somebody asked to be told by the exit code.
+    Outdated,
 }
 
 impl ErrorKind {
@@ -27,6 +29,7 @@ impl ErrorKind {
             Self::Internal => 2,
             Self::Environment => 3,
             Self::Verification => 4,
+            Self::Outdated => 5,
         }
     }
 }

@@ -3,6 +3,8 @@
 //! `imgbuild.lock`: exactly which files a build is made from. Names no mirror: paths are relative to an archive.
 //! One line per file, sorted, so that a person can review what an update changes.
 
+mod diff;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -11,6 +13,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+
+pub use diff::Diff;
 
 use crate::error::Failure;
 use crate::store::Digest;
@@ -182,6 +186,11 @@ impl Lock {
             writeln!(out, "]")?;
         }
         Ok(out)
+    }
+
+    /// All files of all inputs. One that several inputs have comes several times.
+    pub fn items(&self) -> impl Iterator<Item = &LockedItem> {
+        self.inputs.values().flat_map(|input| &input.items)
     }
 
     /// What differs between the lock and what is asked for now, by name of input: `name: why`. Empty if nothing does.

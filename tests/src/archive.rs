@@ -28,6 +28,8 @@ pub const SUITE: &str = "testing-suite";
 pub struct Package {
     /// Name.
     pub name: String,
+    /// Version.
+    pub version: String,
     /// Path in the archive exactly as given, to content.
     pub files: Vec<(String, Vec<u8>)>,
 }
@@ -43,15 +45,21 @@ impl Package {
             state ^= state << 17;
             state as u8
         });
-        Self { name: name.to_owned(), files: vec![(format!("./usr/share/{name}/data"), noise.collect())] }
+        let files = vec![(format!("./usr/share/{name}/data"), noise.collect())];
+        Self { name: name.to_owned(), version: "1.0-1".to_owned(), files }
+    }
+
+    /// The same in another version.
+    pub fn version(self, version: &str) -> Self {
+        Self { version: version.to_owned(), ..self }
     }
 
     /// The `.deb`.
     fn bytes(&self) -> Vec<u8> {
         let control = format!(
-            "Package: {}\nVersion: 1.0-1\nArchitecture: amd64\nMaintainer: Nobody <nobody@example.org>\n\
+            "Package: {}\nVersion: {}\nArchitecture: amd64\nMaintainer: Nobody <nobody@example.org>\n\
              Description: for tests\n",
-            self.name
+            self.name, self.version
         );
         let control = tar_gz(&[("./control".to_owned(), control.into_bytes())]);
         let data = tar_gz(&self.files);
@@ -118,55 +126,14 @@ impl Archive {
     /// Signs and serves an archive of `packages`.
     pub fn serve(packages: &[Package]) -> Self {
         let home = tempfile::Builder::new().prefix("gpg-").tempdir().unwrap();
-        let gpg = |arguments: &[&str]| {
-            let mut command = tool("gpg");
-            command.args(["--homedir", home.path().to_str().unwrap(), "--batch", "--quiet", "--no-tty"]);
-            command.args(arguments);
-            command
-        };
-        run(gpg(&["--passphrase", "", "--quick-gen-key", "Archive <archive@example.org>", "rsa2048", "sign"])
-            .stderr(Stdio::null()));
+        run(gpg(
+            home.path(),
+            &["--passphrase", "", "--quick-gen-key", "Archive <archive@example.org>", "rsa2048", "sign"],
+        )
+        .stderr(Stdio::null()));
         let keyring = home.path().join("keyring.gpg");
-        fs::write(&keyring, run_bytes(gpg(&["--export"]).stderr(Stdio::null()))).unwrap();
-
-        let mut files = BTreeMap::new();
-        let mut index = String::new();
-        for package in packages {
-            let deb = package.bytes();
-            let path = format!("pool/main/{}_1.0-1_amd64.deb", package.name);
-            writeln!(
-                index,
-                "Package: {}\nVersion: 1.0-1\nArchitecture: amd64\nMaintainer: Nobody <nobody@example.org>\n\
-                 Description: for tests\nFilename: {path}\nSize: {}\nSHA256: {}\n",
-                package.name,
-                deb.len(),
-                hex(&deb)
-            )
-            .unwrap();
-            files.insert(path, deb);
-        }
-        let dist = format!("dists/{SUITE}");
-        let plain = home.path().join("Packages");
-        fs::write(&plain, &index).unwrap();
-        let xz = run_bytes(tool("xz").arg("--stdout").arg(&plain));
-        let mut gz = GzEncoder::new(vec![], Compression::fast());
-        gz.write_all(index.as_bytes()).unwrap();
-        let mut release = format!(
-            "Origin: Test\nLabel: Test\nSuite: {SUITE}\nCodename: {SUITE}\nDate: Sat, 01 Mar 2025 00:00:00 UTC\n\
-             Acquire-By-Hash: yes\nArchitectures: amd64\nComponents: main\nDescription: for tests\nSHA256:\n"
-        );
-        for (name, bytes) in
-            [("Packages", index.into_bytes()), ("Packages.xz", xz), ("Packages.gz", gz.finish().unwrap())]
-        {
-            let folder = "main/binary-amd64";
-            writeln!(release, " {} {} {folder}/{name}", hex(&bytes), bytes.len()).unwrap();
-            files.insert(format!("{dist}/{folder}/by-hash/SHA256/{}", hex(&bytes)), bytes.clone());
-            files.insert(format!("{dist}/{folder}/{name}"), bytes);
-        }
-        let unsigned = home.path().join("Release");
-        fs::write(&unsigned, release).unwrap();
-        let signed = run_bytes(gpg(&["--digest-algo", "SHA256", "--clearsign", "--output", "-"]).arg(&unsigned));
-        files.insert(format!("{dist}/InRelease"), signed);
+        fs::write(&keyring, run_bytes(gpg(home.path(), &["--export"]).stderr(Stdio::null()))).unwrap();
+        let files = signed(home.path(), packages, "Sat, 01 Mar 2025 00:00:00 UTC");
 
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -183,6 +150,11 @@ impl Archive {
             }
         });
         Self { url: format!("http://{address}/debian"), keyring, shared, address, home }
+    }
+
+    /// Has these packages now, and no others.
+    pub fn publish(&self, packages: &[Package]) {
+        *self.shared.files.lock().unwrap() = signed(self.home.path(), packages, "Sun, 02 Mar 2025 00:00:00 UTC");
     }
 
     /// From now on, requests whose path ends with `suffix` get `fault`.
@@ -209,6 +181,57 @@ impl Archive {
     pub fn replace(&self, path: &str, bytes: Vec<u8>) {
         self.shared.files.lock().unwrap().insert(path.to_owned(), bytes).expect("a file to replace");
     }
+}
+
+/// GnuPG with a folder of its own.
+fn gpg(home: &Path, arguments: &[&str]) -> Command {
+    let mut command = tool("gpg");
+    command.args(["--homedir", home.to_str().unwrap(), "--batch", "--quiet", "--no-tty"]);
+    command.args(arguments);
+    command
+}
+
+/// The files of an archive with these packages, signed by the key in `home`.
+fn signed(home: &Path, packages: &[Package], date: &str) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut index = String::new();
+    for package in packages {
+        let deb = package.bytes();
+        let path = format!("pool/main/{}_{}_amd64.deb", package.name, package.version);
+        writeln!(
+            index,
+            "Package: {}\nVersion: {}\nArchitecture: amd64\nMaintainer: Nobody <nobody@example.org>\n\
+             Description: for tests\nFilename: {path}\nSize: {}\nSHA256: {}\n",
+            package.name,
+            package.version,
+            deb.len(),
+            hex(&deb)
+        )
+        .unwrap();
+        files.insert(path, deb);
+    }
+    let dist = format!("dists/{SUITE}");
+    let plain = home.join("Packages");
+    fs::write(&plain, &index).unwrap();
+    let xz = run_bytes(tool("xz").arg("--stdout").arg(&plain));
+    let mut gz = GzEncoder::new(vec![], Compression::fast());
+    gz.write_all(index.as_bytes()).unwrap();
+    let mut release = format!(
+        "Origin: Test\nLabel: Test\nSuite: {SUITE}\nCodename: {SUITE}\nDate: {date}\n\
+         Acquire-By-Hash: yes\nArchitectures: amd64\nComponents: main\nDescription: for tests\nSHA256:\n"
+    );
+    for (name, bytes) in [("Packages", index.into_bytes()), ("Packages.xz", xz), ("Packages.gz", gz.finish().unwrap())]
+    {
+        let folder = "main/binary-amd64";
+        writeln!(release, " {} {} {folder}/{name}", hex(&bytes), bytes.len()).unwrap();
+        files.insert(format!("{dist}/{folder}/by-hash/SHA256/{}", hex(&bytes)), bytes.clone());
+        files.insert(format!("{dist}/{folder}/{name}"), bytes);
+    }
+    let unsigned = home.join("Release");
+    fs::write(&unsigned, release).unwrap();
+    let signed = run_bytes(gpg(home, &["--digest-algo", "SHA256", "--clearsign", "--output", "-"]).arg(&unsigned));
+    files.insert(format!("{dist}/InRelease"), signed);
+    files
 }
 
 impl Drop for Archive {

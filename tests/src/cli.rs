@@ -22,6 +22,8 @@ pub mod code {
     pub const ENVIRONMENT: i32 = 3;
     /// Something is not what its signature or hash says.
     pub const VERIFICATION: i32 = 4;
+    /// `lock --check` found something newer.
+    pub const NEWER: i32 = 5;
 }
 
 /// What a run of the command said.

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
 
 pub mod archive;
+pub mod archive_room;
 pub mod build;
 pub mod cli;
 pub mod cluster;

@@ -41,6 +41,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("setpriv", "util-linux"),
     ("sgdisk", "gdisk"),
     ("skopeo", "skopeo"),
+    ("strace", "strace"),
     ("tftp", "tftp-hpa"),
     ("unshare", "util-linux"),
     ("unsquashfs", "squashfs-tools"),

@@ -13,72 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use imgbuild_tests::archive::{Archive, Fault, Package, SUITE, cluster_file, cluster_folder};
+use imgbuild_tests::archive_room::{Room, deb};
 use imgbuild_tests::build::{binary, copy_cluster, folder, lab, repository};
 use imgbuild_tests::cli::{Outcome, as_nobody, check_store, code, contents, files_below, in_own_mounts, sha256};
-
-/// The distribution's keyring, which signs what a mirror carries.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
-/// A folder with a cluster, a store and an archive for them.
-struct Room {
-    dir: tempfile::TempDir,
-    archive: Archive,
-}
-
-impl Room {
-    fn new(packages: &[Package]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let names: Vec<&str> = packages.iter().map(|package| package.name.as_str()).collect();
-        cluster_folder(dir.path(), &names);
-        Self { dir, archive: Archive::serve(packages) }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// `imgbuild <verb>` on this room's cluster, with its archive and key.
-    fn command(&self, verb: &str) -> Command {
-        self.arguments(self.with_key("exec \"$@\"", &[binary()]), verb)
-    }
-
-    /// A shell script for which the archive's key is the distribution's. There is no option for that, and rightly so.
-    fn with_key(&self, script: &str, arguments: &[&Path]) -> Command {
-        let key = self.archive.keyring.display();
-        in_own_mounts(&format!("mount --bind '{key}' {KEYRING} || exit 99\n{script}"), arguments)
-    }
-
-    fn arguments(&self, mut command: Command, verb: &str) -> Command {
-        command.args([verb, "--mirror", &self.archive.url, "--cluster"]).arg(self.path("cluster"));
-        command.arg("--store").arg(self.path("store"));
-        command.current_dir(self.dir.path());
-        command
-    }
-
-    fn run(&self, verb: &str) -> Outcome {
-        Outcome::of(&mut self.command(verb))
-    }
-
-    /// Nothing but whole objects in the store, no output, no lock that was not there.
-    fn nothing_is_half_made(&self) {
-        check_store(&self.path("store"));
-        assert_eq!(files_below(&self.path("out")), [""; 0].map(PathBuf::from), "output left behind");
-        let lock = self.path("cluster/imgbuild.lock");
-        assert!(!lock.exists(), "a lock was left behind:\n{}", fs::read_to_string(&lock).unwrap());
-    }
-
-    /// The store's object with the content of the archive's file.
-    fn object(&self, path: &str) -> PathBuf {
-        let file = self.path("wanted");
-        fs::write(&file, self.archive.file(path)).unwrap();
-        let hash = sha256(&file);
-        self.path("store/objects").join(&hash[..2]).join(&hash[2..])
-    }
-}
-
-fn deb(name: &str) -> String {
-    format!("pool/main/{name}_1.0-1_amd64.deb")
-}
 
 // ---- The cluster file ----
 
@@ -233,7 +170,7 @@ fn a_download_that_always_ends_early_fails_and_resumes_later() {
 #[test]
 fn a_package_that_is_not_there_is_named() {
     let room = Room::new(&[Package::new("hello", 100)]);
-    cluster_folder(room.dir.path(), &["hello", "no-such-package"]);
+    cluster_folder(room.folder(), &["hello", "no-such-package"]);
     room.run("lock").fails(code::USER, &["no-such-package", SUITE]);
     room.nothing_is_half_made();
 }
@@ -249,13 +186,13 @@ fn a_file_that_the_index_promises_and_the_mirror_lacks_is_named() {
 #[test]
 fn a_package_with_paths_that_climb_out_is_refused() {
     for path in ["../../evil", "./../evil", "usr/../../evil"] {
-        let evil = Package { name: "evil".to_owned(), files: vec![(path.to_owned(), b"evil".to_vec())] };
+        let evil = Package { files: vec![(path.to_owned(), b"evil".to_vec())], ..Package::new("evil", 0) };
         let room = Room::new(&[evil]);
         let outcome = Outcome::of(room.command("build").args(["--profile", "master-1"]));
         outcome.fails(code::VERIFICATION, &["package evil", path, "hint:"]);
         check_store(&room.path("store"));
         assert_eq!(files_below(&room.path("out")), [""; 0].map(PathBuf::from));
-        assert!(!room.path("evil").exists() && !room.dir.path().parent().unwrap().join("evil").exists());
+        assert!(!room.path("evil").exists() && !room.folder().parent().unwrap().join("evil").exists());
     }
 }
 
@@ -306,7 +243,7 @@ fn a_store_without_write_permission_is_named() {
     fs::copy(binary(), &program).unwrap();
     let open =
         |path: &Path, mode| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
-    open(room.dir.path(), 0o755);
+    open(room.folder(), 0o755);
     fs::create_dir(room.path("locked")).unwrap();
     open(&room.path("locked"), 0o555);
     let store = room.path("locked/store");

@@ -14,17 +14,30 @@ use crate::error::Failure;
 use crate::inputs::download::{self, Downloader, Progress};
 use crate::inputs::mirror::Mirrors;
 use crate::inputs::request::{Request, Session, Update, digests};
-use crate::lock::Lock;
+use crate::lock::{self, Lock};
 use crate::store::Store;
-
-/// Name of the lock, beside the cluster file.
-const LOCK: &str = "imgbuild.lock";
 
 /// Locks what is not locked yet, fetches what is not in the store, and gives the result.
 pub(super) fn ready(file: &ClusterFile, options: &Options, store: &Store) -> Result<Sources> {
     let room = Room::open(file, options, store, false)?;
     let lock = room.fetch_locked(file)?;
     sources::from_lock(&file.cluster, &lock)
+}
+
+/// The lock at `path`, which is a lock file or a folder that holds one, and must be there.
+pub(super) fn lock_at(path: &Path) -> Result<Lock> {
+    let path = if path.is_dir() { &path.join(lock::FILE_NAME) } else { path };
+    let lock = Lock::read(path)?;
+    Ok(lock.ok_or_else(|| {
+        Failure::user(format!("there is no {}", path.display())).hint("`imgbuild lock` makes one for a cluster file")
+    })?)
+}
+
+/// The lock of a cluster file, which must be there and fit it.
+pub(super) fn locked(file: &ClusterFile) -> Result<Lock> {
+    let lock = lock_at(&path(file))?;
+    lock.check(&digests(&sources::requests(&file.cluster)?)?)?;
+    Ok(lock)
 }
 
 /// What locking and fetching need.
@@ -69,18 +82,21 @@ impl Room {
                     .hint("run `imgbuild lock` on a machine with a network, or leave out --offline")
                     .into())
             }
-            None => self.relock(file, &Update::Stale),
+            None => self.relock(file, None, &Update::Stale),
         }
     }
 
-    /// Resolves what `update` says, and writes the lock.
-    pub(super) fn relock(&self, file: &ClusterFile, update: &Update) -> Result<Lock> {
+    /// Resolves what `update` says and takes the rest from `previous`.
+    pub(super) fn resolve(&self, file: &ClusterFile, previous: Option<&Lock>, update: &Update) -> Result<Lock> {
         tracing::info!("resolving the inputs of {}", file.path.display());
-        let previous = Lock::read(&path(file))?;
-        let lock = self.session(file)?.lock(&self.requests, previous.as_ref(), update)?;
+        self.session(file)?.lock(&self.requests, previous, update)
+    }
+
+    /// As [`Self::resolve`], and writes the lock.
+    pub(super) fn relock(&self, file: &ClusterFile, previous: Option<&Lock>, update: &Update) -> Result<Lock> {
+        let lock = self.resolve(file, previous, update)?;
         lock.write(&path(file))?;
-        let files: usize = lock.inputs.values().map(|input| input.items.len()).sum();
-        tracing::info!("{}: {files} files of {} inputs", path(file).display(), lock.inputs.len());
+        tracing::info!("{}: {} files of {} inputs", path(file).display(), lock.items().count(), lock.inputs.len());
         Ok(lock)
     }
 
@@ -92,6 +108,7 @@ impl Room {
     }
 }
 
-fn path(file: &ClusterFile) -> PathBuf {
-    file.dir().join(LOCK)
+/// Where the lock of a cluster file lies.
+pub(super) fn path(file: &ClusterFile) -> PathBuf {
+    file.dir().join(lock::FILE_NAME)
 }

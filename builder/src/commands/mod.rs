@@ -11,7 +11,9 @@ mod lock;
 mod outputs;
 mod render;
 mod serve;
+mod store;
 mod validate;
+mod verify;
 mod write;
 
 use std::io::Write;
@@ -20,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
 use profiles::Cluster;
 
 use crate::assemble::calico::Manifests;
@@ -35,7 +38,7 @@ pub fn run(cli: &Cli) -> ExitCode {
     let result = match cli.command.clone().unwrap_or(Command::Build) {
         Command::Build => build::run(&cli.options),
         Command::Validate => validate::run(&cli.options),
-        Command::Lock { update } => lock::run(&cli.options, update),
+        Command::Lock(what) => lock::run(&cli.options, what),
         Command::Fetch => fetch::run(&cli.options),
         Command::Render => render::run(&cli.options),
         Command::Inspect { image, json } => inspect::run(&image, json),
@@ -43,6 +46,8 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Serve { folder, interface, http_port, boot_files } => {
             serve::run(&Config { folder, boot_files, interface, http_port })
         }
+        Command::Store(what) => store::run(&cli.options, &what),
+        Command::Verify { output } => verify::run(&output),
         Command::Write { image, device, yes } => write::run(&cli.options, &image, &device, yes),
     };
     match result {
@@ -182,6 +187,18 @@ const MOST_JOBS: usize = 8;
 fn jobs(options: &Options) -> NonZeroUsize {
     let cpus = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MOST_JOBS);
     NonZeroUsize::new(options.jobs.map_or_else(cpus, usize::from)).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// A bar of bytes on standard error, if that is a terminal and bars are wanted.
+fn bar(options: &Options) -> ProgressBar {
+    if options.quiet || options.log_format == LogFormat::Json {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(0);
+    match ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
 }
 
 /// Data goes to stdout; a reader that has gone away is no error.

@@ -9,9 +9,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::cli::{LogFormat, Options};
+use crate::cli::Options;
+use crate::commands::bar;
 use crate::device::plan::{self, Image, Plan};
 use crate::device::probe::{self, Disk, Number, System};
 use crate::device::write::{self, Device};
@@ -34,9 +34,7 @@ pub(super) fn run(options: &Options, image: &Path, device: &Path, yes: bool) -> 
         confirm(image, device, &disk)?;
     }
     let mut medium = Device::open(device)?;
-    let visible = !options.quiet && options.log_format == LogFormat::Text;
-    let bar = if visible { bar() } else { ProgressBar::hidden() };
-    write::write(&file, &plan, &mut medium, &bar)?;
+    write::write(&file, &plan, &mut medium, &bar(options))?;
     drop(medium);
     tracing::info!(
         "{} is on {}: {} written and read back, the same ({:.1}s)",
@@ -202,15 +200,6 @@ fn confirm(image: &Path, device: &Path, disk: &Disk) -> Result<()> {
         return Err(Failure::user(format!("that is not its {what}: nothing was written")).into());
     }
     Ok(())
-}
-
-/// A bar on standard error, if that is a terminal.
-fn bar() -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    match ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }
 
 /// Bytes for people.

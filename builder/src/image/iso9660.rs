@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use hadris_fs::sync::Volume;
-use hadris_fs::{Content, DateTime, MountOptions, Node, Owner, Permissions, SetAttr, Tree};
+use hadris_fs::{Content, DateTime, MountOptions, Node, OpenOptions, Owner, Permissions, SetAttr, Tree};
 use hadris_iso::sync::{IsoFs, write};
 use hadris_iso::{AppendedPartition, BootEntry, ElTorito, Hybrid, IsoId, IsoLevel, IsoOptions, Relocation};
 use hadris_storage::host::FileDevice;
 
 use super::volume::{self, Contents};
+use crate::store::Digest;
 
 /// Where the first volume descriptor lies: sector 16 of 2048 bytes (ECMA-119, 8.1).
 const DESCRIPTOR: u64 = 16 * 2048;
@@ -153,6 +154,25 @@ pub fn read(file: &File, limit: u64, want: impl Fn(&str) -> bool) -> Result<Cont
     volume::contents(label, &Volume::new(fs), limit, want)
 }
 
+/// SHA-256 and length of the files at `paths` of the image in `file`; what cannot be read is an error of its own.
+///
+/// # Errors
+/// No image, or one that cannot be opened.
+pub fn digests<'a>(
+    file: &File,
+    paths: impl Iterator<Item = &'a str>,
+) -> Result<BTreeMap<&'a str, Result<(Digest, u64)>>> {
+    let device = FileDevice::new(file.try_clone().context("opening the image")?).context("opening the image")?;
+    let fs = IsoFs::mount(device, MountOptions::new().read_only()).map_err(|e| anyhow!("opening the image: {e}"))?;
+    let volume = Volume::new(fs);
+    let digest = |path: &str| -> Result<(Digest, u64)> {
+        let mut file =
+            volume.open(format!("/{path}"), OpenOptions::new().read()).map_err(|e| anyhow!("opening it: {e}"))?;
+        Ok(Digest::of_reader(&mut file)?)
+    };
+    Ok(paths.map(|path| (path, digest(path))).collect())
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -194,6 +214,10 @@ mod tests {
         assert_eq!(found.bytes, BTreeMap::from([(LONG.to_owned(), vec![5; 5000])]));
         assert!(!read(&file, 4999, |_| true).unwrap().bytes.contains_key(LONG), "larger than the limit");
         assert!(bytes(&file) == bytes(&image()));
+        let digests = digests(&file, [LONG, "empty", "none"].into_iter()).unwrap();
+        let found: Vec<_> = digests.into_iter().map(|(path, found)| (path, found.ok())).collect();
+        let (long, empty) = ((Digest::of(&[5; 5000]), 5000), (Digest::of(b""), 0));
+        assert_eq!(found, [(LONG, Some(long)), ("empty", Some(empty)), ("none", None)]);
     }
 
     proptest! {

@@ -16,6 +16,7 @@ use super::place::{Placed, folder};
 use crate::error::Failure;
 use crate::image::fat::{self, Variant};
 use crate::image::gpt::{self, ALIGN, BACKUP_SECTORS, NO_AUTO, Partition, SECTOR, Table, derive_guid, types};
+use crate::store::transfer::free_space;
 use crate::store::{Digest, Store};
 use crate::tree::FileTree;
 
@@ -267,8 +268,7 @@ impl Image {
 /// Refuses to begin what cannot end. The folder need not be there yet: its nearest parent is measured.
 pub(super) fn check_space(path: &Path, content: u64) -> Result<()> {
     let folder = folder(path).ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
-    let stat = rustix::fs::statvfs(folder).with_context(|| format!("measuring free space in {}", folder.display()))?;
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let free = free_space(folder)?;
     if free < content {
         let message =
             format!("{} has {} of free space, and the output needs {}", folder.display(), mib(free), mib(content));

@@ -19,7 +19,7 @@ use crate::tree::Content;
 const NODES: [(&str, &str); 2] =
     [("etcd-1", "etcd"), ("a-node-whose-name-has-sixty-three-characters-as-long-as-may-be1", "pods")];
 
-fn plan(store: &Store) -> IsoPlan {
+pub(super) fn plan(store: &Store) -> IsoPlan {
     IsoPlan {
         medium: medium_plan(store, &NODES),
         boot_loader: Content::Bytes(vec![1; 100_000].into()),

@@ -17,6 +17,7 @@ pub mod pxe;
 mod pxe_menu;
 pub mod qcow2;
 pub mod seed;
+pub mod verify;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
@@ -30,3 +31,6 @@ mod medium_tests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod pxe_tests;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod verify_tests;

@@ -26,7 +26,7 @@ fn initramfs(store: &Store) -> Vec<u8> {
     out
 }
 
-fn plan(store: &Store, nodes: &[(&str, &'static str)]) -> PxePlan {
+pub(super) fn plan(store: &Store, nodes: &[(&str, &'static str)]) -> PxePlan {
     let mut medium = medium_tests::plan(store, nodes);
     for (node, last) in medium.nodes.iter_mut().zip(0..) {
         node.machine.mac = (last < 2).then(|| format!("52:54:00:77:00:0{last}"));
@@ -40,7 +40,7 @@ fn plan(store: &Store, nodes: &[(&str, &'static str)]) -> PxePlan {
     }
 }
 
-const THREE: [(&str, &str); 3] = [("etcd-1", "etcd"), ("master-1", "pods"), ("worker-1", "pods")];
+pub(super) const THREE: [(&str, &str); 3] = [("etcd-1", "etcd"), ("master-1", "pods"), ("worker-1", "pods")];
 
 /// What a node's script loads after the kernel for a variant.
 fn loaded(folder: &Path, node: &str, variant: &str) -> Vec<String> {

@@ -20,6 +20,57 @@ const GRACE: Duration = Duration::from_secs(60);
 /// How long an abandoned download is kept to be continued.
 const KEEP_PARTIAL: Duration = Duration::from_secs(14 * 24 * 3600);
 
+/// The file that everybody who uses the store holds locked: shared, or alone to remove things that others may need.
+const IN_USE: &str = "in-use";
+
+/// The right to use the store, until dropped.
+#[derive(Debug)]
+pub(super) struct Presence {
+    /// None where the store can only be read and nobody ever locked it.
+    file: Option<File>,
+}
+
+impl Presence {
+    /// Enters the store beside others. Waits while somebody is alone in it.
+    pub(super) fn enter(root: &Path) -> io::Result<Self> {
+        let path = root.join(IN_USE);
+        let file = match File::options().read(true).write(true).create(true).truncate(false).open(&path) {
+            Ok(file) => file,
+            Err(e) if matches!(e.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied) => {
+                match File::open(&path) {
+                    Ok(file) => file,
+                    Err(_) => return Ok(Self { file: None }),
+                }
+            }
+            Err(e) => return Err(e),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => {}
+            Err(TryLockError::Error(e)) => return Err(e),
+            Err(TryLockError::WouldBlock) => {
+                tracing::info!("Waiting for another imgbuild that is clearing out the store {}.", root.display());
+                file.lock_shared()?;
+            }
+        }
+        Ok(Self { file: Some(file) })
+    }
+
+    /// Waits until nobody else is in the store, and keeps others out from then on.
+    pub(super) fn alone(&self, root: &Path) -> io::Result<()> {
+        let Some(file) = &self.file else { return Err(io::ErrorKind::ReadOnlyFilesystem.into()) };
+        // The kernel gives up the one lock before it takes the other, too (flock(2)): nobody may rely on what they saw before.
+        file.unlock()?;
+        match file.try_lock() {
+            Ok(()) => Ok(()),
+            Err(TryLockError::Error(e)) => Err(e),
+            Err(TryLockError::WouldBlock) => {
+                tracing::info!("Waiting until no other imgbuild uses the store {}.", root.display());
+                file.lock()
+            }
+        }
+    }
+}
+
 /// A temporary file in the store, locked while it is open.
 pub(super) fn temporary(root: &Path) -> io::Result<NamedTempFile> {
     let file = NamedTempFile::new_in(root.join("work"))?;
@@ -79,7 +130,8 @@ pub(super) enum Wait<'a> {
     For(&'a str),
 }
 
-fn is_at(file: &File, path: &Path) -> bool {
+/// Whether `path` still names the open file.
+pub(super) fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     match (file.metadata(), fs::metadata(path)) {
         (Ok(held), Ok(found)) => (held.dev(), held.ino()) == (found.dev(), found.ino()),

@@ -7,9 +7,13 @@
 //! a good name. Names themselves are not synced: one that is lost is made again, and a step record counts only while
 //! its objects are there. That halves the number of syncs of a cold build.
 
+pub mod check;
+pub mod collect;
 mod digest;
+pub mod inventory;
 mod lock;
 mod object;
+pub mod transfer;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,6 +21,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -33,7 +38,14 @@ pub struct Store {
     root: PathBuf,
     /// Objects this process has written or checked; every other one is checked when it is first opened.
     trusted: Arc<Mutex<HashMap<Digest, Check>>>,
+    presence: Arc<lock::Presence>,
 }
+
+/// How exactly it is known when a step record was last used.
+const USED_STEP: Duration = Duration::from_secs(24 * 3600);
+
+/// Told how many bytes more are done, from any thread.
+pub type Tick<'a> = &'a (dyn Fn(u64) + Sync);
 
 /// The outcome of checking one object, once: `None` if its content is right.
 type Check = Arc<OnceLock<Option<String>>>;
@@ -46,11 +58,30 @@ struct Record<T> {
     value: T,
 }
 
+impl<T> Record<T> {
+    /// Whether everything it speaks of is there.
+    fn is_complete(&self, store: &Store) -> bool {
+        self.objects.iter().all(|(digest, size)| store.size(digest) == Some(*size))
+    }
+}
+
+/// Makes the time of a record that of its last use, to a day.
+fn note_use(record: &Path) -> io::Result<()> {
+    let now = SystemTime::now();
+    let file = File::open(record)?;
+    // A clock set back makes records from the future: they are as good as new.
+    if now.duration_since(file.metadata()?.modified()?).unwrap_or_default() >= USED_STEP {
+        file.set_modified(now)?;
+    }
+    Ok(())
+}
+
 impl Store {
-    /// Opens the store at `root`, making it if it is not there, and sweeps what dead processes left behind.
+    /// Opens the store at `root`, making it if it is not there, and sweeps what dead processes left behind. Waits while another
+    /// process is removing things from it ([`collect::collect`]).
     ///
     /// # Errors
-    /// If the folder cannot be made.
+    /// If the folder cannot be made or locked.
     pub fn open(root: &Path) -> Result<Self> {
         for dir in ["objects", "steps", "partial", "work", "locks"] {
             let path = root.join(dir);
@@ -58,8 +89,10 @@ impl Store {
                 .map_err(|e| Failure::io(format!("making the store folder {}", path.display()), e))?;
         }
         let root = root.canonicalize().with_context(|| format!("finding the store {}", root.display()))?;
+        let presence = lock::Presence::enter(&root)
+            .map_err(|e| Failure::io(format!("locking the store {}", root.display()), e))?;
         lock::sweep(&root);
-        Ok(Self { root, trusted: Arc::default() })
+        Ok(Self { root, trusted: Arc::default(), presence: Arc::new(presence) })
     }
 
     /// The store's folder.
@@ -69,8 +102,7 @@ impl Store {
 
     /// Where the object `digest` lies, or would lie.
     pub fn path(&self, digest: &Digest) -> PathBuf {
-        let hex = digest.to_string();
-        self.root.join("objects").join(&hex[..2]).join(&hex[2..])
+        inventory::place(&self.root.join(inventory::OBJECTS), digest)
     }
 
     /// Whether the object is there.
@@ -180,10 +212,17 @@ impl Store {
 
     /// What the step with this key made last time, if all of its objects are still there with their sizes.
     pub fn step<T: for<'de> Deserialize<'de>>(&self, key: &Digest) -> Option<T> {
-        let bytes = std::fs::read(self.step_path(key)).ok()?;
+        let path = self.step_path(key);
+        let bytes = std::fs::read(&path).ok()?;
         let record: Record<T> = serde_json::from_slice(&bytes).ok()?;
-        let complete = record.objects.iter().all(|(digest, size)| self.size(digest) == Some(*size));
-        complete.then_some(record.value)
+        if !record.is_complete(self) {
+            return None;
+        }
+        // Without permission it stays as old as it looks: that costs a later build time, and nothing else.
+        if let Err(e) = note_use(&path) {
+            tracing::debug!("Not noted as used: {}: {e}", path.display());
+        }
+        Some(record.value)
     }
 
     /// Records what a step made. Every digest in `value` that names an object of the store becomes a condition: the

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use super::*;
 use crate::error;
 
-fn store() -> (tempfile::TempDir, Store) {
+pub(super) fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     (dir, store)
@@ -20,10 +20,15 @@ fn files(dir: &Path) -> usize {
 }
 
 /// Changes an object behind the store's back.
-fn damage(store: &Store, digest: &Digest, bytes: &[u8]) {
+pub(super) fn damage(store: &Store, digest: &Digest, bytes: &[u8]) {
     let path = store.path(digest);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     fs::write(&path, bytes).unwrap();
+}
+
+/// Makes a file look as if it was last changed so long ago.
+pub(super) fn age(path: &Path, by: Duration) {
+    fs::File::open(path).unwrap().set_modified(SystemTime::now() - by).unwrap();
 }
 
 #[test]
@@ -118,6 +123,20 @@ fn step_records_count_while_their_objects_are_there() {
 }
 
 #[test]
+fn the_time_of_a_record_is_that_of_its_last_use() {
+    let (_dir, store) = store();
+    let key = step_key("test", 1, &()).unwrap();
+    store.record_step(&key, &1).unwrap();
+    let modified = || store.step_path(&key).metadata().unwrap().modified().unwrap();
+    for (hours, noted) in [(1, false), (25, true)] {
+        age(&store.step_path(&key), Duration::from_secs(hours * 3600));
+        let before = modified();
+        assert_eq!(store.step::<u32>(&key), Some(1));
+        assert_eq!(modified() > before, noted, "{hours} hours");
+    }
+}
+
+#[test]
 fn two_builds_of_one_step_do_it_once() {
     let (dir, _) = store();
     let done = AtomicUsize::new(0);
@@ -154,8 +173,7 @@ fn nested_steps_and_failed_steps_do_not_block() {
 fn the_dead_are_swept_and_the_living_are_not() {
     let (dir, store) = store();
     let work = dir.path().join("work");
-    let old = SystemTime::now() - Duration::from_secs(3600);
-    let age = |path: &Path| fs::File::open(path).unwrap().set_modified(old).unwrap();
+    let age = |path: &Path| age(path, Duration::from_secs(3600));
     fs::write(work.join("dead"), b"").unwrap();
     fs::create_dir(work.join("dead-dir")).unwrap();
     fs::write(work.join("dead-dir/file"), b"").unwrap();

@@ -4,7 +4,7 @@
 //! elsewhere can be wrong in any byte and ends in an error.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 
 use anyhow::{Context, Result, bail};
 
@@ -436,37 +436,42 @@ impl<R: Read + Seek> Reader<R> {
         if file.len > limit {
             bail!("a file has {} bytes, more than {limit}", file.len);
         }
-        let block = self.superblock.block_size as usize;
-        let len = usize::try_from(file.len)?;
         let mut out = Vec::new();
-        let mut at = file.start;
+        self.copy(file, &mut out)?;
+        Ok(out)
+    }
+
+    /// Writes all bytes of a file to `out`, block by block.
+    ///
+    /// # Errors
+    /// A damaged image, or failing I/O.
+    pub fn copy(&mut self, file: &FileData, out: &mut impl Write) -> Result<()> {
+        let block = u64::from(self.superblock.block_size);
+        let (mut left, mut at) = (file.len, file.start);
         for word in &file.sizes {
-            let want = block.min(len - out.len());
-            if *word == 0 {
-                out.resize(out.len() + want, 0);
-                continue;
-            }
-            let bytes = self.block(at, *word)?;
+            let want = usize::try_from(block.min(left))?;
+            let bytes = if *word == 0 { vec![0; want] } else { self.block(at, *word)? };
             if bytes.len() != want {
                 bail!("a block has {} bytes, expected {want}", bytes.len());
             }
-            out.extend_from_slice(&bytes);
+            out.write_all(&bytes).context("writing a block")?;
+            left -= want as u64;
             at = at.saturating_add(u64::from(word & !BLOCK_STORED));
         }
         if file.fragment != NONE32 {
-            let want = len - out.len();
             if self.fragment.as_ref().is_none_or(|(index, _)| *index != file.fragment) {
                 let (at, word) = *self.fragments.get(file.fragment as usize).context("no such fragment block")?;
                 self.fragment = Some((file.fragment, self.block(at, word)?));
             }
             let (_, bytes) = self.fragment.as_ref().context("a fragment block")?;
-            let tail = bytes.get(file.offset as usize..).and_then(|rest| rest.get(..want));
-            out.extend_from_slice(tail.context("a file ends outside of its fragment block")?);
+            let tail = bytes.get(file.offset as usize..).and_then(|rest| rest.get(..usize::try_from(left).ok()?));
+            out.write_all(tail.context("a file ends outside of its fragment block")?).context("writing a fragment")?;
+            left = 0;
         }
-        if out.len() != len {
-            bail!("a file has {} bytes of {len}", out.len());
+        if left != 0 {
+            bail!("a file has {} bytes of {}", file.len - left, file.len);
         }
-        Ok(out)
+        Ok(())
     }
 
     fn block(&mut self, at: u64, word: u32) -> Result<Vec<u8>> {

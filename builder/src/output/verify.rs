@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Whether an output is still what the build wrote, by the checksums it carries itself. They find what broke on the way; against
+//! somebody who changes output and checksums they are no help: nothing is signed yet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Component, Path};
+
+use anyhow::{Context, Result, bail};
+use profiles::medium::{FOLDER, INDEX, Medium};
+use rustix::fs::{Mode, OFlags};
+use sha2::{Digest as _, Sha256};
+
+use super::inspect::{self, Volume};
+use super::inspect_iso;
+use crate::error::Failure;
+use crate::image::iso9660;
+use crate::image::squashfs::read::{NodeKind, Reader};
+use crate::store::Digest;
+
+/// Start of the names of lists of checksums: `SHA256SUMS`, and `SHA256SUMS.<architecture>` of a bundle.
+const SUMS: &str = "SHA256SUMS";
+/// Longest list that is read: some 500 000 files.
+const SUMS_MAX: u64 = 64 << 20;
+/// Largest index of a medium that is read, as `inspect` has it.
+const INDEX_MAX: u64 = 64 << 20;
+/// Most files of a bundle.
+const FILES_MAX: usize = 1 << 20;
+/// First bytes of a zstd frame (RFC 8878, 3.1.1) and of a qcow2 image.
+const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+const QCOW2: [u8; 4] = *b"QFI\xfb";
+/// Blobs of the images on a payload: named by their own SHA-256 (OCI image layout).
+const BLOBS: &str = "images/blobs/sha256/";
+
+/// What was found about an output.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Verified {
+    /// What kind of output it is.
+    pub kind: &'static str,
+    /// Files, partitions or blobs that were compared with a checksum, and are right.
+    pub checked: usize,
+    /// What carries no checksum: only its structure was read.
+    pub unchecked: Vec<String>,
+    /// What is wrong, sorted.
+    pub problems: Vec<String>,
+}
+
+/// Verifies the output at `path`: a folder with a list of checksums, a bundle, an installation image or a disk image.
+///
+/// # Errors
+/// An output that carries nothing to verify it by; failing I/O. Damage is no error: it is in the result.
+pub fn verify(path: &Path) -> Result<Verified> {
+    let meta = fs::metadata(path).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => Failure::user(format!("there is no {}", path.display())).caused_by(e),
+        _ => Failure::io(format!("looking at {}", path.display()), e),
+    })?;
+    if meta.is_dir() {
+        return folder(path);
+    }
+    let opening = |e| Failure::io(format!("reading {}", path.display()), e);
+    let mut file = File::open(path).map_err(opening)?;
+    let mut start = Vec::new();
+    (&mut file).take(4).read_to_end(&mut start).map_err(opening)?;
+    file.seek(SeekFrom::Start(0)).map_err(opening)?;
+    match start.as_slice() {
+        start if start == ZSTD => Ok(bundle(file)),
+        start if start == QCOW2 => {
+            Err(Failure::user(format!("{} is a qcow2 image, which carries no checksums", path.display()))
+                .hint("`qemu-img convert -O raw` makes a disk image of it, which can be looked into")
+                .into())
+        }
+        _ if inspect_iso::is_iso(path)? => Ok(iso(path, &file)),
+        _ => Ok(disk(path, &file)),
+    }
+}
+
+// ---- Lists of checksums ----
+
+/// A list of checksums as coreutils write it: `<sha256>  <path>`, one a line.
+fn parse_sums(text: &str) -> Result<BTreeMap<String, Digest>, String> {
+    let mut sums = BTreeMap::new();
+    for (number, line) in text.lines().enumerate() {
+        let wrong = |why: &str| format!("line {}: {why}", number + 1);
+        let (digest, path) = line.split_once("  ").ok_or_else(|| wrong("no checksum and path"))?;
+        let digest = digest.parse().map_err(|e: anyhow::Error| wrong(&e.to_string()))?;
+        let clean = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+        if path.is_empty() || !clean {
+            return Err(wrong(&format!("`{path}` leads out of the folder")));
+        }
+        if sums.insert(path.to_owned(), digest).is_some() {
+            return Err(wrong(&format!("`{path}` for the second time")));
+        }
+    }
+    Ok(sums)
+}
+
+impl Verified {
+    fn new(kind: &'static str) -> Self {
+        Self { kind, ..Self::default() }
+    }
+
+    /// Compares what was found with what is listed.
+    fn compare(&mut self, path: &str, wanted: &Digest, found: Result<Digest, String>) {
+        match found {
+            Ok(found) if found == *wanted => self.checked += 1,
+            Ok(found) => self.problems.push(format!("{path}: sha256 is {found}, expected {wanted}")),
+            Err(why) => self.problems.push(format!("{path}: {why}")),
+        }
+    }
+
+    fn sorted(mut self) -> Self {
+        self.problems.sort();
+        self
+    }
+}
+
+fn folder(path: &Path) -> Result<Verified> {
+    let mut files = BTreeSet::new();
+    let mut out = Verified::new("a folder with a list of checksums");
+    walk(path, "", &mut files, &mut out.problems)?;
+    let lists: Vec<&String> = files.iter().filter(|name| is_list(name)).collect();
+    if lists.is_empty() {
+        let message = format!("{} has no list of checksums ({SUMS})", path.display());
+        return Err(Failure::user(message)
+            .hint(
+                "folders that are verified are those of `--output pxe`, an unpacked bundle, and an export of the store",
+            )
+            .into());
+    }
+    let mut listed = BTreeSet::new();
+    for list in lists {
+        let text = read_text(open_plain(&path.join(list)));
+        match text.and_then(|text| parse_sums(&text)) {
+            Ok(sums) => {
+                for (name, wanted) in sums {
+                    let found = open_plain(&path.join(&name)).and_then(|mut file| digest(&mut file));
+                    out.compare(&name, &wanted, found);
+                    listed.insert(name);
+                }
+            }
+            Err(why) => out.problems.push(format!("{list}: {why}")),
+        }
+    }
+    let unlisted = files.iter().filter(|name| !is_list(name) && !listed.contains(*name));
+    out.problems.extend(unlisted.map(|name| format!("{name}: is in no list of checksums")));
+    Ok(out.sorted())
+}
+
+fn is_list(path: &str) -> bool {
+    path == SUMS || path.strip_prefix(SUMS).is_some_and(|rest| rest.starts_with('.') && !rest.contains('/'))
+}
+
+/// All files below a folder, by relative path. What is neither file nor folder is a problem.
+fn walk(root: &Path, folder: &str, files: &mut BTreeSet<String>, problems: &mut Vec<String>) -> Result<()> {
+    let path = root.join(folder);
+    let listing = |e| Failure::io(format!("listing {}", path.display()), e);
+    for entry in fs::read_dir(&path).map_err(listing)? {
+        let entry = entry.map_err(listing)?;
+        let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
+            problems.push(format!("{}: its name is not UTF-8", entry.path().display()));
+            continue;
+        };
+        let name = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+        let kind = entry.file_type().map_err(listing)?;
+        if kind.is_dir() {
+            walk(root, &name, files, problems)?;
+        } else if kind.is_file() {
+            files.insert(name);
+        } else {
+            problems.push(format!("{name}: is neither a file nor a folder"));
+        }
+    }
+    Ok(())
+}
+
+/// Opens a file, not what a link leads to; does not wait for a pipe.
+fn open_plain(path: &Path) -> Result<File, String> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => Ok(file.into()),
+        Err(rustix::io::Errno::NOENT) => Err("is not there".to_owned()),
+        Err(e) => Err(format!("cannot be opened: {e}")),
+    }
+}
+
+fn digest(reader: &mut impl Read) -> Result<Digest, String> {
+    Digest::of_reader(reader).map(|(digest, _)| digest).map_err(|e| format!("cannot be read: {e}"))
+}
+
+fn read_text(file: Result<impl Read, String>) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    file?.take(SUMS_MAX + 1).read_to_end(&mut bytes).map_err(|e| format!("cannot be read: {e}"))?;
+    if bytes.len() as u64 > SUMS_MAX {
+        return Err(format!("has more than {} MiB", SUMS_MAX >> 20));
+    }
+    String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())
+}
+
+// ---- Bundles ----
+
+fn bundle(file: File) -> Verified {
+    let mut out = Verified::new("a bundle");
+    if let Err(e) = read_bundle(file, &mut out) {
+        out.problems.push(format!("{e:#}"));
+    }
+    out.sorted()
+}
+
+/// Reads the archive once, from beginning to end; zstd compares its own checksum on the way.
+fn read_bundle(file: File, out: &mut Verified) -> Result<()> {
+    let decoder = zstd::stream::read::Decoder::new(file).context("decompressing it")?;
+    let mut archive = tar::Archive::new(decoder);
+    let mut found: BTreeMap<String, Digest> = BTreeMap::new();
+    let mut lists: BTreeMap<String, String> = BTreeMap::new();
+    for entry in archive.entries().context("reading the archive")? {
+        let mut entry = entry.context("reading the archive")?;
+        let path = below_top(&entry.path().context("reading a path of the archive")?)?;
+        let kind = entry.header().entry_type();
+        if found.len() > FILES_MAX {
+            bail!("the archive has more than {FILES_MAX} files");
+        }
+        if kind.is_file() && is_list(&path) {
+            let text = read_text(Ok(&mut entry)).map_err(|why| anyhow::anyhow!("{path}: {why}"))?;
+            lists.insert(path, text);
+        } else if kind.is_file() {
+            let digest = digest(&mut entry).map_err(|why| anyhow::anyhow!("{path}: {why}"))?;
+            if found.insert(path.clone(), digest).is_some() {
+                out.problems.push(format!("{path}: is there twice"));
+            }
+        } else if kind.is_hard_link() {
+            let target = entry.link_name().context("reading a link of the archive")?.context("a link to nothing")?;
+            match found.get(&below_top(&target)?).copied() {
+                Some(digest) => drop(found.insert(path, digest)),
+                None => out.problems.push(format!("{path}: is a link to what is not before it")),
+            }
+        } else if !kind.is_dir() {
+            out.problems.push(format!("{path}: is neither a file nor a folder"));
+        }
+    }
+    // Whatever comes after the archive belongs to the frame, too, and its checksum.
+    io::copy(&mut archive.into_inner(), &mut io::sink()).context("decompressing it")?;
+    if lists.is_empty() {
+        bail!("it holds no list of checksums ({SUMS}): no bundle of ours");
+    }
+    for (list, text) in lists {
+        match parse_sums(&text) {
+            Ok(sums) => {
+                for (path, wanted) in sums {
+                    let digest = found.remove(&path).ok_or_else(|| "is not there".to_owned());
+                    out.compare(&path, &wanted, digest);
+                }
+            }
+            Err(why) => out.problems.push(format!("{list}: {why}")),
+        }
+    }
+    out.problems.extend(found.into_keys().map(|path| format!("{path}: is in no list of checksums")));
+    Ok(())
+}
+
+/// A path of a bundle below its one top folder.
+fn below_top(path: &Path) -> Result<String> {
+    let path = path.to_str().with_context(|| format!("a path is not UTF-8: {}", path.display()))?;
+    let path = path.trim_start_matches("./").trim_end_matches('/');
+    Ok(path.split_once('/').map_or("", |(_, rest)| rest).to_owned())
+}
+
+// ---- Images ----
+
+fn iso(path: &Path, file: &File) -> Verified {
+    let mut out = Verified::new("an installation image");
+    if let Err(e) = read_iso(path, file, &mut out) {
+        out.problems.push(format!("{e:#}"));
+    }
+    out.sorted()
+}
+
+fn read_iso(path: &Path, file: &File, out: &mut Verified) -> Result<()> {
+    let found = inspect_iso::inspect(path)?;
+    // The menu says what the index is, the index what all files are.
+    let argument = "imgbuild.medium=";
+    let named = found.menu.iter().flat_map(|(name, text)| text.split_whitespace().map(move |word| (name, word)));
+    let mut named = named.filter_map(|(name, word)| Some((name, word.strip_prefix(argument)?))).peekable();
+    if named.peek().is_none() {
+        out.problems.push(format!("no entry of the menu says {argument}"));
+    }
+    for (name, digest) in named {
+        if digest == found.medium {
+            out.checked += 1;
+        } else {
+            out.problems.push(format!("{name}: wants the index with sha256 {digest}, and it has {}", found.medium));
+        }
+    }
+    let index_path = format!("{FOLDER}/{INDEX}");
+    let json = iso9660::read(file, INDEX_MAX, |path| path == index_path)?;
+    let index: Medium = serde_json::from_slice(json.bytes.get(&index_path).context("there is no index")?)?;
+    let wanted: BTreeMap<String, &str> =
+        index.files.iter().map(|(path, file)| (format!("{FOLDER}/{path}"), file.sha256.as_str())).collect();
+    for (path, read) in iso9660::digests(file, wanted.keys().map(String::as_str))? {
+        let found = read.map(|(digest, _)| digest).map_err(|e| format!("{e:#}"));
+        match wanted[path].parse() {
+            Ok(wanted) => out.compare(path, &wanted, found),
+            Err(e) => out.problems.push(format!("{path}: {e}")),
+        }
+    }
+    let unlisted = found.files.keys().filter(|path| **path != index_path && !wanted.contains_key(*path));
+    out.problems.extend(unlisted.map(|path| format!("{path}: is not in {index_path}")));
+    out.unchecked.push("the EFI system partition with kernel and initramfs".to_owned());
+    Ok(())
+}
+
+fn disk(path: &Path, file: &File) -> Verified {
+    let mut out = Verified::new("a disk image");
+    if let Err(e) = read_disk(path, file, &mut out) {
+        out.problems.push(format!("{e:#}"));
+    }
+    out.sorted()
+}
+
+fn read_disk(path: &Path, file: &File, out: &mut Verified) -> Result<()> {
+    // Compares the checksums of both partition tables.
+    let found = inspect::inspect(path)?;
+    out.checked += 1;
+    for partition in &found.table.partitions {
+        let label = &partition.label;
+        match found.contents.get(label) {
+            Some(Volume::Damaged { reason }) => out.problems.push(format!("{label}: {reason}")),
+            Some(Volume::Squashfs(_)) => {
+                if let Err(e) = read_squashfs(file, label, partition.offset, out) {
+                    out.problems.push(format!("{label}: {e:#}"));
+                }
+                out.unchecked.push(format!("{label}, but for the images in it"));
+            }
+            Some(Volume::Fat { .. }) => out.unchecked.push(label.clone()),
+            Some(Volume::Empty) | None => {}
+        }
+    }
+    // What a build leaves empty may be empty; root and seed never are.
+    for label in ["ESP", "root-a", "payload-a", "CIDATA"] {
+        if matches!(found.contents.get(label), Some(Volume::Empty) | None) {
+            out.problems.push(format!("{label}: there is nothing in it"));
+        }
+    }
+    Ok(())
+}
+
+/// Reads every byte of every file. Blobs of images are what their names say.
+fn read_squashfs(file: &File, label: &str, offset: u64, out: &mut Verified) -> Result<()> {
+    let mut reader = Reader::open(BufReader::new(file), offset)?;
+    reader.walk(&mut |reader, path, node| {
+        let NodeKind::File(data) = &node.kind else { return Ok(()) };
+        let mut sink = Hashing(Sha256::new());
+        let read = reader.copy(data, &mut sink).map_err(|e| format!("{e:#}"));
+        let shown = format!("{label}: {path}");
+        match (path.strip_prefix(BLOBS).map(str::parse), read) {
+            (Some(Ok(wanted)), read) => out.compare(&shown, &wanted, read.map(|()| Digest::of_hasher(sink.0))),
+            (_, Err(why)) => out.problems.push(format!("{shown}: {why}")),
+            (_, Ok(())) => {}
+        }
+        Ok(())
+    })
+}
+
+struct Hashing(Sha256);
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::{ItemKind, Lock, LockedInput, LockedItem};
-use crate::inputs::deb::version;
+use crate::inputs::deb;
+use crate::inputs::rpm_repository;
 use crate::store::Digest;
 
 /// What changes from one lock to another.
@@ -117,7 +118,7 @@ fn groups(items: &[LockedItem]) -> BTreeMap<Identity<'_>, Vec<&LockedItem>> {
     for item in items {
         let name = match item.kind {
             ItemKind::File => &item.path,
-            ItemKind::Deb | ItemKind::Source => &item.name,
+            ItemKind::Deb | ItemKind::Rpm | ItemKind::Source => &item.name,
         };
         out.entry((name, item.kind, &item.architecture)).or_default().push(item);
     }
@@ -126,7 +127,7 @@ fn groups(items: &[LockedItem]) -> BTreeMap<Identity<'_>, Vec<&LockedItem>> {
 
 fn title((name, kind, architecture): &Identity<'_>) -> (String, String) {
     match kind {
-        ItemKind::Deb => ((*name).to_owned(), format!(" ({architecture})")),
+        ItemKind::Deb | ItemKind::Rpm => ((*name).to_owned(), format!(" ({architecture})")),
         ItemKind::Source => (format!("source package {name}"), String::new()),
         ItemKind::File => (format!("file {name}"), String::new()),
     }
@@ -151,7 +152,7 @@ fn changed(identity: &Identity<'_>, old: &[&LockedItem], new: &[&LockedItem]) ->
     let (before, after) = (versions(old), versions(new));
     if before != after {
         let older = match (before.as_slice(), after.as_slice()) {
-            ([before], [after]) if version::compare(before, after) == Ordering::Greater => ", OLDER",
+            ([before], [after]) if compare(identity.1, before, after) == Ordering::Greater => ", OLDER",
             _ => "",
         };
         return format!("{name} {} -> {}{suffix}{older}", before.join(", "), after.join(", "));
@@ -165,9 +166,17 @@ fn changed(identity: &Identity<'_>, old: &[&LockedItem], new: &[&LockedItem]) ->
     let what = match identity.1 {
         ItemKind::File => "other content",
         // A version is one content, for ever: somebody has to look at this.
-        ItemKind::Deb | ItemKind::Source => "OTHER CONTENT UNDER THE SAME VERSION",
+        ItemKind::Deb | ItemKind::Rpm | ItemKind::Source => "OTHER CONTENT UNDER THE SAME VERSION",
     };
     format!("{described}: {what}, {} -> {} bytes", size(old), size(new))
+}
+
+/// Debian and rpm order versions differently: `1.0^a` is after `1.0-1` for rpm.
+fn compare(kind: ItemKind, a: &str, b: &str) -> Ordering {
+    match kind {
+        ItemKind::Rpm => rpm_repository::version::compare(a, b),
+        ItemKind::Deb | ItemKind::Source | ItemKind::File => deb::version::compare(a, b),
+    }
 }
 
 /// A date of a lock.
@@ -220,6 +229,7 @@ mod tests {
     fn item(kind: ItemKind, name: &str, version: &str, content: &str) -> LockedItem {
         let (architecture, path) = match kind {
             ItemKind::Deb => ("amd64", format!("pool/{name}_{version}.deb")),
+            ItemKind::Rpm => ("x86_64", format!("Packages/{name}-{version}.x86_64.rpm")),
             ItemKind::Source => ("", format!("pool/{name}_{version}.{content}")),
             ItemKind::File => ("", name.to_owned()),
         };
@@ -247,7 +257,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_change_has_its_line() {
-        use ItemKind::{Deb, File, Source};
+        use ItemKind::{Deb, File, Rpm, Source};
         let old = lock(&[
             ("gone", 0, vec![item(File, "files/motd", "", "x")]),
             (
@@ -264,6 +274,7 @@ mod tests {
             ("kubernetes", 0, vec![item(Source, "k8s", "1.20.2-1", "dsc"), item(Source, "k8s", "1.20.2-1", "orig")]),
             ("motd", 0, vec![item(File, "files/motd", "", "hello")]),
             ("same", 0, vec![item(File, "files/same", "", "same")]),
+            ("vendor", 0, vec![item(Rpm, "haproxy", "2.4^git-1", "h"), item(Rpm, "ipset", "1:7-2", "i")]),
         ]);
         let moved = LockedItem { path: "pool/elsewhere".into(), ..item(Deb, "kept", "1", "k") };
         let mut new = lock(&[
@@ -282,6 +293,7 @@ mod tests {
             ("kubernetes", 0, vec![item(Source, "k8s", "1.20.3-1", "dsc"), item(Source, "k8s", "1.20.3-1", "orig")]),
             ("motd", 0, vec![item(File, "files/motd", "", "hello!")]),
             ("same", 0, vec![item(File, "files/same", "", "same")]),
+            ("vendor", 0, vec![item(Rpm, "haproxy", "2.4-1", "h"), item(Rpm, "ipset", "1:7-10", "ii")]),
         ]);
         new.inputs.get_mut("kubernetes").unwrap().request = Digest::of(b"another");
         let diff = Diff::of(&old, &new);
@@ -304,7 +316,10 @@ mod tests {
           ~ kept 1 (amd64): the same content from another place in the archive
           - old 1.0~rc1 (amd64)
           ~ same 1 (amd64): OTHER CONTENT UNDER THE SAME VERSION, 1 -> 5 bytes
-        6 changed, 2 added, 2 removed; new files to fetch: 8 (23 bytes)
+        input vendor
+          ~ haproxy 2.4^git-1 -> 2.4-1 (x86_64), OLDER
+          ~ ipset 1:7-2 -> 1:7-10 (x86_64)
+        8 changed, 2 added, 2 removed; new files to fetch: 10 (26 bytes)
         ");
     }
 

@@ -9,7 +9,7 @@
 //! `primary.xml` are not read.
 
 mod index;
-mod version;
+pub(crate) mod version;
 mod xml;
 
 use std::cmp::Reverse;

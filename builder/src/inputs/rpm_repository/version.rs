@@ -15,6 +15,13 @@ pub(super) struct Evr {
 }
 
 impl Evr {
+    /// Reads what [`fmt::Display`] writes, as locks have it. Anything is read as something.
+    fn read(text: &str) -> Self {
+        let (epoch, rest) = text.split_once(':').unwrap_or(("0", text));
+        let (version, release) = rest.rsplit_once('-').unwrap_or((rest, ""));
+        Self { epoch: epoch.parse().unwrap_or(0), version: version.to_owned(), release: release.to_owned() }
+    }
+
     /// Whether `text` names this version: `[epoch:]version[-release]`; what it leaves out does not matter.
     pub(super) fn is(&self, text: &str) -> bool {
         let (epoch, rest) = text.split_once(':').map_or((None, text), |(epoch, rest)| (Some(epoch), rest));
@@ -42,6 +49,11 @@ impl fmt::Display for Evr {
         }
         write!(f, "{}-{}", self.version, self.release)
     }
+}
+
+/// What the whole says of the order of two versions as locks have them.
+pub(crate) fn compare(a: &str, b: &str) -> Ordering {
+    Evr::read(a).compare(&Evr::read(b))
 }
 
 /// Compares two versions, or two releases: runs of digits and runs of letters, one by one. Everything between them only separates,

@@ -184,8 +184,9 @@ fn join_turn(cx: &Cx<'_>, seen: &Seen, joining: &mut Unchanged) -> Result<Poll<T
 /// `kubeadm init`, and the record that it ended well.
 fn init(cx: &Cx<'_>, mut claim: Claim) -> Result<()> {
     cx.say("this node initialises the cluster");
-    let args = ["init".to_owned(), format!("--config={KUBEADM_CONFIG}")];
-    kubeadm::run(cx, args.into_iter().chain(cx.plan.kubeadm.init.iter().cloned()), || claim.watch(cx))?;
+    if let Err(error) = kubeadm::run(cx, init_args(&cx.plan.kubeadm.init), || claim.watch(cx)) {
+        resume_init(cx, &mut claim, error)?;
+    }
     wait_for_own_api(cx)?;
     // Others need it to join, and must not depend on this node's later steps.
     manifests::allow_certificate_rotation(cx)?;
@@ -194,6 +195,33 @@ fn init(cx: &Cx<'_>, mut claim: Claim) -> Result<()> {
     claim.finish(cx)
 }
 
+fn init_args(more: &[String]) -> impl Iterator<Item = String> {
+    ["init".to_owned(), format!("--config={KUBEADM_CONFIG}")].into_iter().chain(more.iter().cloned())
+}
+
+/// After the control plane runs, kubeadm asks it for some things, each once and with ten seconds of patience (its
+/// client's timeout), and gives up at the first that a busy machine does not do in time. Starting from nothing would make the
+/// machine busier than before, so only those are done again. `error` is what kubeadm gave up with.
+fn resume_init(cx: &Cx<'_>, claim: &mut Claim, mut error: anyhow::Error) -> Result<()> {
+    for _ in 0..RESUMPTIONS {
+        if !kubeadm::control_plane_is_made(cx) || wait_for_api(cx, SETTLE).is_err() {
+            break;
+        }
+        cx.say("kubeadm gave up on a control plane that runs: doing again what is left");
+        cx.log(&format!("{error:#}"));
+        match kubeadm::run_beside_kubelet(cx, init_args(&cx.plan.kubeadm.resume), || claim.watch(cx)) {
+            Ok(()) => return Ok(()),
+            Err(again) => error = again,
+        }
+    }
+    Err(error)
+}
+
+/// How often what is left of an init is done again before it is taken back.
+const RESUMPTIONS: u32 = 3;
+/// How long a control plane that kubeadm gave up on may be too busy to answer.
+const SETTLE: Duration = Duration::from_secs(120);
+
 /// How long an API server may take to start.
 fn patience(cx: &Cx<'_>) -> Duration {
     Duration::from_secs(u64::from(cx.profile().kubernetes.control_plane_timeout_seconds).max(180))
@@ -201,11 +229,15 @@ fn patience(cx: &Cx<'_>) -> Duration {
 
 /// This node's own API server, not the one that the load balancer picks.
 fn wait_for_own_api(cx: &Cx<'_>) -> Result<()> {
+    wait_for_api(cx, patience(cx))
+}
+
+fn wait_for_api(cx: &Cx<'_>, patience: Duration) -> Result<()> {
     let profile = cx.profile();
     let server = SocketAddr::new(profile.node.address.addr(), profile.kubernetes.apiserver_port);
     let server = format!("--server=https://{server}");
     let hint = "look at `crictl ps -a` and `journalctl -u kubelet`";
-    cx.wait_for("the API server of this node to answer", patience(cx), Duration::from_secs(1), hint, || {
+    cx.wait_for("the API server of this node to answer", patience, Duration::from_secs(1), hint, || {
         let output = cx.try_run(&kubectl(&[&server, "get", "--raw", "/readyz"]))?;
         Ok(if output.success() { Poll::Ready(()) } else { Poll::Pending(last_line(&output.stderr_tail)) })
     })
@@ -331,6 +363,50 @@ mod tests {
         assert!(trace[first + 1..].iter().any(|line| line.contains("crictl")));
         assert_eq!(trace.iter().filter(|line| *line == KUBEADM).count(), 2);
         assert!(etcd.lock().unwrap().value(&key(&lab, "initialised")).is_some());
+    }
+
+    /// A kubeadm that fails `failures` times after it has made the control plane, and what is left of it another one.
+    fn made_but_failing(lab: &mut Lab, failures: u32) {
+        lab.plan.kubeadm.resume.push("--skip-phases=preflight".into());
+        let (mut runs, root) = (0, lab.root());
+        lab.runner.on("kubeadm init", move |_| {
+            runs += 1;
+            std::fs::create_dir_all(root.join("etc/kubernetes/manifests")).unwrap();
+            for made in ["scheduler.conf", "manifests/kube-scheduler.yaml"] {
+                std::fs::write(root.join("etc/kubernetes").join(made), "x").unwrap();
+            }
+            let said = "error execution phase mark-control-plane: context deadline exceeded";
+            Output { status: i32::from(runs <= failures), stderr_tail: said.into(), ..Output::default() }
+        });
+    }
+
+    const RESUME: &str = "kubeadm init --config=/etc/kubernetes/kubeadm.yaml --skip-phases=preflight";
+
+    #[test]
+    fn what_is_left_is_done_again_where_the_control_plane_runs() {
+        let (mut lab, etcd) = lab();
+        made_but_failing(&mut lab, 2);
+        run(&lab).unwrap();
+        let trace = lab.runner.take_trace();
+        let runs: Vec<&String> = trace.iter().filter(|line| line.starts_with("kubeadm")).collect();
+        assert_eq!(runs, [KUBEADM, RESUME, RESUME]);
+        let first = trace.iter().position(|line| line == KUBEADM).unwrap();
+        assert!(!trace[first..].iter().any(|line| line.contains("crictl") || line.contains("stop")), "{trace:?}");
+        assert!(etcd.lock().unwrap().value(&key(&lab, "initialised")).is_some());
+        assert!(lab.log().contains("context deadline exceeded"));
+    }
+
+    #[test]
+    fn a_control_plane_that_stays_silent_is_taken_back() {
+        let (mut lab, _) = lab();
+        made_but_failing(&mut lab, 1);
+        let mut asked = 0;
+        lab.runner.on("kubectl --kubeconfig=/etc/kubernetes/admin.conf", move |_| {
+            asked += 1;
+            Output { status: i32::from(asked < 20), stderr_tail: REFUSED.into(), ..Output::default() }
+        });
+        run(&lab).unwrap();
+        assert_eq!(kubeadm_runs(&lab), [KUBEADM, KUBEADM]);
     }
 
     #[test]

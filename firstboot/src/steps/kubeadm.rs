@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What `kubeadm init` and `kubeadm join` have in common, and how either is taken back.
 //!
-//! kubeadm cannot resume. So a run that did not end well is taken back to where it began, and runs again as a whole.
+//! kubeadm cannot resume where it stopped. So a run that did not end well is taken back to where it began, and runs again as a
+//! whole; but for an init whose control plane runs ([`control_plane_is_made`]): only what it does through that is done again.
 //! What the seed brought (CAs, the service-account key, etcd's client certificate, the join credential) and etcd's data
 //! are input, and are never touched. kubelet is enabled only afterwards: a reboot in the middle must not start half a
 //! control plane.
@@ -54,9 +55,18 @@ pub(super) fn last_line(text: &str) -> String {
 }
 
 /// Runs kubeadm, its phases on the console; `each` runs at every line it writes.
-pub(super) fn run(cx: &Cx<'_>, args: impl IntoIterator<Item = String>, mut each: impl FnMut()) -> Result<()> {
+pub(super) fn run(cx: &Cx<'_>, args: impl IntoIterator<Item = String>, each: impl FnMut()) -> Result<()> {
     // kubelet only starts to be useful when kubeadm has configured it, and kubeadm starts it itself.
     services::stop(cx, "kubelet")?;
+    run_beside_kubelet(cx, args, each)
+}
+
+/// The same, with kubelet as it is.
+pub(super) fn run_beside_kubelet(
+    cx: &Cx<'_>,
+    args: impl IntoIterator<Item = String>,
+    mut each: impl FnMut(),
+) -> Result<()> {
     let control_plane = u64::from(cx.profile().kubernetes.control_plane_timeout_seconds);
     let command = Command::new("kubeadm", args).timeout(control_plane + 900);
     let mut phase = String::new();
@@ -74,6 +84,14 @@ pub(super) fn run(cx: &Cx<'_>, args: impl IntoIterator<Item = String>, mut each:
     let output = cx.run_with(&command, None, &mut on_line)?;
     cx.expect_success(&command, output)?;
     Ok(())
+}
+
+/// Whether kubeadm has made all that a control plane needs to run; whether that runs is another question.
+pub(super) fn control_plane_is_made(cx: &Cx<'_>) -> bool {
+    // The last one of each of its phases.
+    ["/etc/kubernetes/scheduler.conf", "/etc/kubernetes/manifests/kube-scheduler.yaml"]
+        .iter()
+        .all(|made| cx.path(made).exists())
 }
 
 /// What kubeadm made, or may have made half of.

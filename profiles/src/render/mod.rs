@@ -180,6 +180,8 @@ pub fn files(profile: &NodeProfile) -> Result<Vec<NodeFile>, RenderError> {
 pub struct KubeadmArgs {
     /// For `kubeadm init`.
     pub init: Vec<String>,
+    /// For `kubeadm init`, instead, where the control plane runs already and only what is done through it is left.
+    pub resume: Vec<String>,
     /// For `kubeadm join`.
     pub join: Vec<String>,
 }

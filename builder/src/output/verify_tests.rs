@@ -175,9 +175,12 @@ fn a_disk_image_is_read_to_the_last_block() {
     disk::write(&plan(&good), &store, &path).unwrap();
     let table = super::inspect::inspect(&path).unwrap().table;
     let at = |label: &str| table.partitions.iter().find(|partition| partition.label == label).unwrap().offset;
-    let file = File::options().write(true).open(&path).unwrap();
-    // The frame of the first block of data (RFC 8878: its magic number), behind the superblock of 96 bytes.
-    file.write_all_at(&[0; 4], at("root-a") + 96).unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    // The frame of the first block of data (RFC 8878: its magic number), somewhere behind the superblock of 96 bytes.
+    let mut begin = [0; 4096];
+    file.read_exact_at(&mut begin, at("root-a")).unwrap();
+    let frame = 96 + begin[96..].windows(4).position(|bytes| bytes == [0x28, 0xb5, 0x2f, 0xfd]).unwrap();
+    file.write_all_at(&[0; 4], at("root-a") + u64::try_from(frame).unwrap()).unwrap();
     file.write_all_at(&[0; 4], at("payload-a")).unwrap();
     file.write_all_at(&[0; 512], at("CIDATA")).unwrap();
     let found = problems(&path);

@@ -245,6 +245,9 @@ fn wait_for_api(cx: &Cx<'_>, patience: Duration) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::super::fake_etcd::{SharedEtcd, attach};
     use super::*;
     use crate::engine::converge;
@@ -366,11 +369,13 @@ mod tests {
     }
 
     /// A kubeadm that fails `failures` times after it has made the control plane, and what is left of it another one.
-    fn made_but_failing(lab: &mut Lab, failures: u32) {
+    /// Gives the number of its runs.
+    fn made_but_failing(lab: &mut Lab, failures: u32) -> Arc<AtomicU32> {
         lab.plan.kubeadm.resume.push("--skip-phases=preflight".into());
-        let (mut runs, root) = (0, lab.root());
+        let counted = Arc::new(AtomicU32::new(0));
+        let (count, root) = (counted.clone(), lab.root());
         lab.runner.on("kubeadm init", move |_| {
-            runs += 1;
+            let runs = count.fetch_add(1, Ordering::Relaxed) + 1;
             std::fs::create_dir_all(root.join("etc/kubernetes/manifests")).unwrap();
             for made in ["scheduler.conf", "manifests/kube-scheduler.yaml"] {
                 std::fs::write(root.join("etc/kubernetes").join(made), "x").unwrap();
@@ -378,6 +383,7 @@ mod tests {
             let said = "error execution phase mark-control-plane: context deadline exceeded";
             Output { status: i32::from(runs <= failures), stderr_tail: said.into(), ..Output::default() }
         });
+        counted
     }
 
     const RESUME: &str = "kubeadm init --config=/etc/kubernetes/kubeadm.yaml --skip-phases=preflight";
@@ -399,11 +405,10 @@ mod tests {
     #[test]
     fn a_control_plane_that_stays_silent_is_taken_back() {
         let (mut lab, _) = lab();
-        made_but_failing(&mut lab, 1);
-        let mut asked = 0;
+        let runs = made_but_failing(&mut lab, 1);
         lab.runner.on("kubectl --kubeconfig=/etc/kubernetes/admin.conf", move |_| {
-            asked += 1;
-            Output { status: i32::from(asked < 20), stderr_tail: REFUSED.into(), ..Output::default() }
+            let silent = runs.load(Ordering::Relaxed) == 1;
+            Output { status: i32::from(silent), stderr_tail: REFUSED.into(), ..Output::default() }
         });
         run(&lab).unwrap();
         assert_eq!(kubeadm_runs(&lab), [KUBEADM, KUBEADM]);

@@ -119,7 +119,7 @@ fn kubeadm_is_told_to_skip_what_nobody_needs() {
     assert_eq!(args("1.20.2"), ["--skip-phases=bootstrap-token,addon/coredns"]);
     // On the command line it would replace what the file says.
     assert!(args("1.22.0").is_empty() && args("1.32.1").is_empty());
-    let resume = |version| render::kubeadm_args(&with_version(lab(), version)).unwrap().resume;
+    let resume = |version| render::kubeadm_args(&with_version(lab(), version)).unwrap().resume_init;
     let whole =
         "--skip-phases=preflight,certs,kubeconfig,etcd,control-plane,kubelet-start,bootstrap-token,addon/coredns";
     assert_eq!((resume("1.20.2"), resume("1.32.1")), (vec![whole.to_owned()], vec![whole.to_owned()]));
@@ -146,6 +146,7 @@ fn slow_machines_probe_less_often() {
     assert_eq!(args.init, [args.join[0].as_str(), "--skip-phases=bootstrap-token"]);
     let newer = render::kubeadm_args(&slow("1.32.1")).unwrap();
     assert!(newer.init.is_empty() && newer.join.is_empty(), "{newer:?}");
+    assert_eq!(newer.resume_join, ["--skip-phases=preflight,control-plane-prepare,kubelet-start"]);
     let init = |version| kubeadm(&slow(version));
     assert!(!init("1.20.2").contains("patches"));
     for version in ["1.22.0", "1.32.1"] {

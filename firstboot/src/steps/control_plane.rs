@@ -62,7 +62,9 @@ impl Step for ControlPlane {
         match turn(cx)? {
             Turn::Init(claim) => init(cx, claim),
             Turn::Join(turn) => {
-                let joined = join::join(cx).and_then(|()| wait_for_own_api(cx));
+                let again = || join::args(&cx.plan.kubeadm.resume_join);
+                let joined =
+                    join::join(cx).or_else(|error| resume(cx, again, || {}, error)).and_then(|()| wait_for_own_api(cx));
                 if let Some(turn) = turn {
                     turn.end(cx);
                 }
@@ -184,9 +186,8 @@ fn join_turn(cx: &Cx<'_>, seen: &Seen, joining: &mut Unchanged) -> Result<Poll<T
 /// `kubeadm init`, and the record that it ended well.
 fn init(cx: &Cx<'_>, mut claim: Claim) -> Result<()> {
     cx.say("this node initialises the cluster");
-    if let Err(error) = kubeadm::run(cx, init_args(&cx.plan.kubeadm.init), || claim.watch(cx)) {
-        resume_init(cx, &mut claim, error)?;
-    }
+    kubeadm::run(cx, init_args(&cx.plan.kubeadm.init), || claim.watch(cx))
+        .or_else(|error| resume(cx, || init_args(&cx.plan.kubeadm.resume_init), || claim.watch(cx), error))?;
     wait_for_own_api(cx)?;
     // Others need it to join, and must not depend on this node's later steps.
     manifests::allow_certificate_rotation(cx)?;
@@ -201,15 +202,21 @@ fn init_args(more: &[String]) -> impl Iterator<Item = String> {
 
 /// After the control plane runs, kubeadm asks it for some things, each once and with ten seconds of patience (its
 /// client's timeout), and gives up at the first that a busy machine does not do in time. Starting from nothing would make the
-/// machine busier than before, so only those are done again. `error` is what kubeadm gave up with.
-fn resume_init(cx: &Cx<'_>, claim: &mut Claim, mut error: anyhow::Error) -> Result<()> {
+/// machine busier than before, so only those are done again, with `args`. `error` is what kubeadm gave up with; `each` runs
+/// at every line it writes.
+fn resume<A: Iterator<Item = String>>(
+    cx: &Cx<'_>,
+    args: impl Fn() -> A,
+    mut each: impl FnMut(),
+    mut error: anyhow::Error,
+) -> Result<()> {
     for _ in 0..RESUMPTIONS {
         if !kubeadm::control_plane_is_made(cx) || wait_for_api(cx, SETTLE).is_err() {
             break;
         }
         cx.say("kubeadm gave up on a control plane that runs: doing again what is left");
         cx.log(&format!("{error:#}"));
-        match kubeadm::run_beside_kubelet(cx, init_args(&cx.plan.kubeadm.resume), || claim.watch(cx)) {
+        match kubeadm::run_beside_kubelet(cx, args(), &mut each) {
             Ok(()) => return Ok(()),
             Err(again) => error = again,
         }
@@ -217,7 +224,7 @@ fn resume_init(cx: &Cx<'_>, claim: &mut Claim, mut error: anyhow::Error) -> Resu
     Err(error)
 }
 
-/// How often what is left of an init is done again before it is taken back.
+/// How often what is left of an init or a join is done again before it is taken back.
 const RESUMPTIONS: u32 = 3;
 /// How long a control plane that kubeadm gave up on may be too busy to answer.
 const SETTLE: Duration = Duration::from_secs(120);
@@ -370,14 +377,15 @@ mod tests {
 
     /// A kubeadm that fails `failures` times after it has made the control plane, and what is left of it another one.
     /// Gives the number of its runs.
-    fn made_but_failing(lab: &mut Lab, failures: u32) -> Arc<AtomicU32> {
-        lab.plan.kubeadm.resume.push("--skip-phases=preflight".into());
+    fn made_but_failing(lab: &mut Lab, verb: &str, failures: u32) -> Arc<AtomicU32> {
+        let left = ["--skip-phases=preflight".to_owned()];
+        (lab.plan.kubeadm.resume_init, lab.plan.kubeadm.resume_join) = (left.to_vec(), left.to_vec());
         let counted = Arc::new(AtomicU32::new(0));
         let (count, root) = (counted.clone(), lab.root());
-        lab.runner.on("kubeadm init", move |_| {
+        lab.runner.on(&format!("kubeadm {verb}"), move |_| {
             let runs = count.fetch_add(1, Ordering::Relaxed) + 1;
             std::fs::create_dir_all(root.join("etc/kubernetes/manifests")).unwrap();
-            for made in ["scheduler.conf", "manifests/kube-scheduler.yaml"] {
+            for made in ["kubelet.conf", "scheduler.conf", "manifests/kube-scheduler.yaml"] {
                 std::fs::write(root.join("etc/kubernetes").join(made), "x").unwrap();
             }
             let said = "error execution phase mark-control-plane: context deadline exceeded";
@@ -391,7 +399,7 @@ mod tests {
     #[test]
     fn what_is_left_is_done_again_where_the_control_plane_runs() {
         let (mut lab, etcd) = lab();
-        made_but_failing(&mut lab, 2);
+        made_but_failing(&mut lab, "init", 2);
         run(&lab).unwrap();
         let trace = lab.runner.take_trace();
         let runs: Vec<&String> = trace.iter().filter(|line| line.starts_with("kubeadm")).collect();
@@ -403,9 +411,19 @@ mod tests {
     }
 
     #[test]
+    fn so_it_is_in_a_join() {
+        let (mut lab, etcd) = while_another_joins(Some(4));
+        made_but_failing(&mut lab, "join", 1);
+        run(&lab).unwrap();
+        let join = "kubeadm join --config=/etc/kubernetes/kubeadm-join.yaml";
+        assert_eq!(kubeadm_runs(&lab), [join.to_owned(), format!("{join} --skip-phases=preflight")]);
+        assert_eq!(etcd.lock().unwrap().value(&key(&lab, "join")), None, "the turn is given back");
+    }
+
+    #[test]
     fn a_control_plane_that_stays_silent_is_taken_back() {
         let (mut lab, _) = lab();
-        let runs = made_but_failing(&mut lab, 1);
+        let runs = made_but_failing(&mut lab, "init", 1);
         lab.runner.on("kubectl --kubeconfig=/etc/kubernetes/admin.conf", move |_| {
             let silent = runs.load(Ordering::Relaxed) == 1;
             Output { status: i32::from(silent), stderr_tail: REFUSED.into(), ..Output::default() }

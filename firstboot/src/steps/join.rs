@@ -65,8 +65,12 @@ impl Step for Join {
 pub(super) fn join(cx: &Cx<'_>) -> Result<()> {
     wait_for_the_name(cx)?;
     cx.say("this node joins the cluster");
-    let args = ["join".to_owned(), format!("--config={KUBEADM_JOIN_CONFIG}")];
-    kubeadm::run(cx, args.into_iter().chain(cx.plan.kubeadm.join.iter().cloned()), || {})
+    kubeadm::run(cx, args(&cx.plan.kubeadm.join), || {})
+}
+
+/// Arguments of kubeadm for a join.
+pub(super) fn args(more: &[String]) -> impl Iterator<Item = String> {
+    ["join".to_owned(), format!("--config={KUBEADM_JOIN_CONFIG}")].into_iter().chain(more.iter().cloned())
 }
 
 fn endpoint<'a>(cx: &'a Cx<'_>) -> &'a str {

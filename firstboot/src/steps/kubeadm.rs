@@ -88,8 +88,8 @@ pub(super) fn run_beside_kubelet(
 
 /// Whether kubeadm has made all that a control plane needs to run; whether that runs is another question.
 pub(super) fn control_plane_is_made(cx: &Cx<'_>) -> bool {
-    // The last one of each of its phases.
-    ["/etc/kubernetes/scheduler.conf", "/etc/kubernetes/manifests/kube-scheduler.yaml"]
+    // The last one of each of its phases; kubelet.conf is there when a join's kubelet has its certificate.
+    ["/etc/kubernetes/scheduler.conf", "/etc/kubernetes/manifests/kube-scheduler.yaml", "/etc/kubernetes/kubelet.conf"]
         .iter()
         .all(|made| cx.path(made).exists())
 }

@@ -248,21 +248,24 @@ pub(super) fn join_file(c: &Context<'_>) -> Result<NodeFile, RenderError> {
 
 pub(super) fn args(c: &Context<'_>) -> KubeadmArgs {
     let skip = |phases: &[&str]| format!("--skip-phases={}", phases.join(","));
-    let resume = vec![skip(&[&UNTIL_IT_RUNS[..], &skip_phases(c)].concat())];
+    let resume_init = vec![skip(&[&INIT_UNTIL_IT_RUNS[..], &skip_phases(c)].concat())];
+    let resume_join = vec![skip(&JOIN_UNTIL_IT_RUNS)];
     match c.kubernetes.kubeadm_api() {
         KubeadmApi::V1Beta2 => {
             let patches = probes::are_patched(c).then(|| format!("--experimental-patches={KUBEADM_PATCHES}"));
             let init = patches.iter().cloned().chain([skip(&skip_phases(c))]).collect();
-            KubeadmArgs { init, resume, join: patches.into_iter().collect() }
+            KubeadmArgs { init, resume_init, join: patches.into_iter().collect(), resume_join }
         }
         // On the command line the option would replace the list of the file.
-        KubeadmApi::V1Beta3 | KubeadmApi::V1Beta4 => KubeadmArgs { resume, ..KubeadmArgs::default() },
+        KubeadmApi::V1Beta3 | KubeadmApi::V1Beta4 => KubeadmArgs { resume_init, resume_join, ..KubeadmArgs::default() },
     }
 }
 
 /// The phases of `kubeadm init` until the control plane runs, without those that wait for it
 /// (`kubeadm init phase --help`, the same from 1.18 to 1.36).
-const UNTIL_IT_RUNS: [&str; 6] = ["preflight", "certs", "kubeconfig", "etcd", "control-plane", "kubelet-start"];
+const INIT_UNTIL_IT_RUNS: [&str; 6] = ["preflight", "certs", "kubeconfig", "etcd", "control-plane", "kubelet-start"];
+/// The same of `kubeadm join`.
+const JOIN_UNTIL_IT_RUNS: [&str; 3] = ["preflight", "control-plane-prepare", "kubelet-start"];
 
 fn patches(c: &Context<'_>) -> Option<Patches> {
     let in_file = c.kubernetes.kubeadm_api() != KubeadmApi::V1Beta2;

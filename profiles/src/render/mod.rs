@@ -181,9 +181,11 @@ pub struct KubeadmArgs {
     /// For `kubeadm init`.
     pub init: Vec<String>,
     /// For `kubeadm init`, instead, where the control plane runs already and only what is done through it is left.
-    pub resume: Vec<String>,
+    pub resume_init: Vec<String>,
     /// For `kubeadm join`.
     pub join: Vec<String>,
+    /// For `kubeadm join`, instead, as `resume_init`.
+    pub resume_join: Vec<String>,
 }
 
 /// The command-line arguments of this node's kubeadm.

@@ -65,14 +65,14 @@ pub fn verify(path: &Path) -> Result<Verified> {
     (&mut file).take(4).read_to_end(&mut start).map_err(opening)?;
     file.seek(SeekFrom::Start(0)).map_err(opening)?;
     match start.as_slice() {
-        start if start == ZSTD => Ok(bundle(file)),
+        start if start == ZSTD => Ok(Verified::of("a bundle", |out| read_bundle(file, out))),
         start if start == QCOW2 => {
             Err(Failure::user(format!("{} is a qcow2 image, which carries no checksums", path.display()))
                 .hint("`qemu-img convert -O raw` makes a disk image of it, which can be looked into")
                 .into())
         }
-        _ if inspect_iso::is_iso(path)? => Ok(iso(path, &file)),
-        _ => Ok(disk(path, &file)),
+        _ if inspect_iso::is_iso(path)? => Ok(Verified::of("an installation image", |out| read_iso(path, &file, out))),
+        _ => Ok(Verified::of("a disk image", |out| read_disk(path, &file, out))),
     }
 }
 
@@ -99,6 +99,15 @@ fn parse_sums(text: &str) -> Result<BTreeMap<String, Digest>, String> {
 impl Verified {
     fn new(kind: &'static str) -> Self {
         Self { kind, ..Self::default() }
+    }
+
+    /// What `read` finds. That it cannot read on is one problem more.
+    fn of(kind: &'static str, read: impl FnOnce(&mut Self) -> Result<()>) -> Self {
+        let mut out = Self::new(kind);
+        if let Err(e) = read(&mut out) {
+            out.problems.push(format!("{e:#}"));
+        }
+        out.sorted()
     }
 
     /// Compares what was found with what is listed.
@@ -200,14 +209,6 @@ fn read_text(file: Result<impl Read, String>) -> Result<String, String> {
 
 // ---- Bundles ----
 
-fn bundle(file: File) -> Verified {
-    let mut out = Verified::new("a bundle");
-    if let Err(e) = read_bundle(file, &mut out) {
-        out.problems.push(format!("{e:#}"));
-    }
-    out.sorted()
-}
-
 /// Reads the archive once, from beginning to end; zstd compares its own checksum on the way.
 fn read_bundle(file: File, out: &mut Verified) -> Result<()> {
     let decoder = zstd::stream::read::Decoder::new(file).context("decompressing it")?;
@@ -268,14 +269,6 @@ fn below_top(path: &Path) -> Result<String> {
 
 // ---- Images ----
 
-fn iso(path: &Path, file: &File) -> Verified {
-    let mut out = Verified::new("an installation image");
-    if let Err(e) = read_iso(path, file, &mut out) {
-        out.problems.push(format!("{e:#}"));
-    }
-    out.sorted()
-}
-
 fn read_iso(path: &Path, file: &File, out: &mut Verified) -> Result<()> {
     let found = inspect_iso::inspect(path)?;
     // The menu says what the index is, the index what all files are.
@@ -308,14 +301,6 @@ fn read_iso(path: &Path, file: &File, out: &mut Verified) -> Result<()> {
     out.problems.extend(unlisted.map(|path| format!("{path}: is not in {index_path}")));
     out.unchecked.push("the EFI system partition with kernel and initramfs".to_owned());
     Ok(())
-}
-
-fn disk(path: &Path, file: &File) -> Verified {
-    let mut out = Verified::new("a disk image");
-    if let Err(e) = read_disk(path, file, &mut out) {
-        out.problems.push(format!("{e:#}"));
-    }
-    out.sorted()
 }
 
 fn read_disk(path: &Path, file: &File, out: &mut Verified) -> Result<()> {

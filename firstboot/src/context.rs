@@ -160,7 +160,7 @@ impl Cx<'_> {
             // A tenth of the time waited makes no wait longer by more than that.
             let seldom = (waited / 10).min(LONGEST_PAUSE);
             // And what asks must not be what keeps the machine busy.
-            let pause = pause.max(seldom).max((took * 3).min(LONGEST_PAUSE * 2));
+            let pause = pause.max(seldom).max((took * 3).min(LONGEST_PAUSE * 6));
             self.host.sleep(pause.min(deadline - waited));
         }
     }

@@ -118,8 +118,17 @@ fn turn(cx: &Cx<'_>) -> Result<Turn> {
                 done.value
             )),
             Some(done) => {
+                // Whoever is joining has found an API server; asking it too would only make it slower.
+                if let Some(other) = joins_now(cx, &seen, &mut joining) {
+                    silent = Unchanged::default();
+                    return Ok(Poll::Pending(format!("{other} is joining")));
+                }
                 let why = match join::api(cx)? {
-                    Poll::Ready(()) => return join_turn(cx, &seen, &mut joining),
+                    Poll::Ready(()) => {
+                        // Being asked in vain now and then, over an hour, is not being lost.
+                        silent = Unchanged::default();
+                        return join_turn(cx, &seen);
+                    }
                     Poll::Pending(why) => why,
                 };
                 let patience = if done.value == *me { LOST_BY_ME } else { LOST };
@@ -162,19 +171,28 @@ impl Unchanged {
     }
 }
 
+/// The other master whose turn to join it is, unless it has had it for too long.
+fn joins_now<'a>(cx: &Cx<'_>, seen: &'a Seen, joining: &mut Unchanged) -> Option<&'a str> {
+    let Some(other) = others_turn(cx, seen) else {
+        *joining = Unchanged::default();
+        return None;
+    };
+    (joining.time(other, cx.host.uptime()) < patience(cx)).then_some(other.value.as_str())
+}
+
+fn others_turn<'a>(cx: &Cx<'_>, seen: &'a Seen) -> Option<&'a Key> {
+    seen.join.as_ref().filter(|join| join.value != cx.profile().node.name)
+}
+
 /// Masters join one after the other: each brings an API server, whose start takes all a slow machine has, to a cluster
 /// that may have no more than one to ask. This is courtesy and no lock: nobody waits for ever for one who hangs.
-fn join_turn(cx: &Cx<'_>, seen: &Seen, joining: &mut Unchanged) -> Result<Poll<Turn>> {
-    let Some(other) = seen.join.as_ref().filter(|join| join.value != cx.profile().node.name) else {
-        *joining = Unchanged::default();
+fn join_turn(cx: &Cx<'_>, seen: &Seen) -> Result<Poll<Turn>> {
+    let Some(other) = others_turn(cx, seen) else {
         return Ok(match claim::take_turn(cx, seen)? {
             Poll::Ready(turn) => Poll::Ready(Turn::Join(Some(turn))),
             Poll::Pending(why) => Poll::Pending(why),
         });
     };
-    if joining.time(other, cx.host.uptime()) < patience(cx) {
-        return Ok(Poll::Pending(format!("{} is joining", other.value)));
-    }
     cx.say(&format!(
         "{} has been joining for {} minutes: going on beside it",
         other.value,
@@ -554,6 +572,29 @@ mod tests {
         let slept = lab.host.slept().as_secs();
         assert!((900..960).contains(&slept), "{slept}");
         assert_eq!(etcd.lock().unwrap().value(&key(&lab, "join")).as_deref(), Some("master-2"), "it is not ours");
+    }
+
+    /// An API server that has no time for a request now and then is not lost, however long others take to join.
+    #[test]
+    fn a_busy_api_server_is_not_a_lost_one() {
+        let (lab, etcd) = while_another_joins(None);
+        let (join, cluster) = (key(&lab, "join"), etcd.clone());
+        cluster.lock().unwrap().run("etcdctl --endpoints=x txn -w json", format!("\ndel \"{join}\"\n\n\n").as_bytes());
+        let mut asked = 0;
+        lab.runner.on(
+            "kubectl --kubeconfig=/etc/kubernetes/discovery.conf --request-timeout=30s get --raw /readyz",
+            move |_| {
+                asked += 1;
+                // While another master joins, for as long as it may, half of the requests get no answer.
+                if asked == 1 {
+                    cluster.lock().unwrap().put(&join, "master-2", 0);
+                }
+                Output { status: asked % 2, stderr_tail: REFUSED.to_owned(), ..Output::default() }
+            },
+        );
+        run(&lab).unwrap();
+        assert_eq!(kubeadm_runs(&lab), ["kubeadm join --config=/etc/kubernetes/kubeadm-join.yaml"]);
+        assert!(lab.host.slept() >= LOST);
     }
 
     #[test]

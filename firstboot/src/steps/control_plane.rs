@@ -63,8 +63,13 @@ impl Step for ControlPlane {
             Turn::Init(claim) => init(cx, claim),
             Turn::Join(turn) => {
                 let again = || join::args(&cx.plan.kubeadm.resume_join);
-                let joined =
-                    join::join(cx).or_else(|error| resume(cx, again, || {}, error)).and_then(|()| wait_for_own_api(cx));
+                // kubeadm does not wait for the API server of a master that joins: it may only be starting when kubeadm gives up.
+                let joined = join::join(cx)
+                    .or_else(|error| {
+                        resume(cx, patience(cx), again, || {}, error)?;
+                        kubeadm::name_runtime(cx)
+                    })
+                    .and_then(|()| wait_for_own_api(cx));
                 if let Some(turn) = turn {
                     turn.end(cx);
                 }
@@ -204,8 +209,10 @@ fn join_turn(cx: &Cx<'_>, seen: &Seen) -> Result<Poll<Turn>> {
 /// `kubeadm init`, and the record that it ended well.
 fn init(cx: &Cx<'_>, mut claim: Claim) -> Result<()> {
     cx.say("this node initialises the cluster");
-    kubeadm::run(cx, init_args(&cx.plan.kubeadm.init), || claim.watch(cx))
-        .or_else(|error| resume(cx, || init_args(&cx.plan.kubeadm.resume_init), || claim.watch(cx), error))?;
+    kubeadm::run(cx, init_args(&cx.plan.kubeadm.init), || claim.watch(cx)).or_else(|error| {
+        let again = || init_args(&cx.plan.kubeadm.resume_init);
+        resume(cx, SETTLE, again, || claim.watch(cx), error)
+    })?;
     wait_for_own_api(cx)?;
     // Others need it to join, and must not depend on this node's later steps.
     manifests::allow_certificate_rotation(cx)?;
@@ -220,16 +227,17 @@ fn init_args(more: &[String]) -> impl Iterator<Item = String> {
 
 /// After the control plane runs, kubeadm asks it for some things, each once and with ten seconds of patience (its
 /// client's timeout), and gives up at the first that a busy machine does not do in time. Starting from nothing would make the
-/// machine busier than before, so only those are done again, with `args`. `error` is what kubeadm gave up with; `each` runs
-/// at every line it writes.
+/// machine busier than before, so only those are done again, with `args`, once this node's API server answers within `settle`.
+/// `error` is what kubeadm gave up with; `each` runs at every line it writes.
 fn resume<A: Iterator<Item = String>>(
     cx: &Cx<'_>,
+    settle: Duration,
     args: impl Fn() -> A,
     mut each: impl FnMut(),
     mut error: anyhow::Error,
 ) -> Result<()> {
     for _ in 0..RESUMPTIONS {
-        if !kubeadm::control_plane_is_made(cx) || wait_for_api(cx, SETTLE).is_err() {
+        if !kubeadm::control_plane_is_made(cx) || wait_for_api(cx, settle).is_err() {
             break;
         }
         cx.say("kubeadm gave up on a control plane that runs: doing again what is left");
@@ -244,7 +252,7 @@ fn resume<A: Iterator<Item = String>>(
 
 /// How often what is left of an init or a join is done again before it is taken back.
 const RESUMPTIONS: u32 = 3;
-/// How long a control plane that kubeadm gave up on may be too busy to answer.
+/// How long an API server that has already answered kubeadm may be too busy to answer.
 const SETTLE: Duration = Duration::from_secs(120);
 
 /// How long an API server may take to start.
@@ -275,7 +283,10 @@ mod tests {
 
     use super::super::fake_etcd::{SharedEtcd, attach};
     use super::*;
+    use profiles::render::KUBEADM_JOIN_CONFIG;
+
     use crate::engine::converge;
+    use crate::node::{Kind, PlannedFile};
     use crate::runner::Output;
     use crate::testing::{DISCOVERY, Lab};
 
@@ -436,9 +447,26 @@ mod tests {
     fn so_it_is_in_a_join() {
         let (mut lab, etcd) = while_another_joins(Some(4));
         made_but_failing(&mut lab, "join", 1);
+        lab.plan.files.push(PlannedFile {
+            path: KUBEADM_JOIN_CONFIG.to_owned(),
+            mode: 0o600,
+            owner: "root".to_owned(),
+            kind: Kind::File("nodeRegistration:\n  criSocket: unix:///run/x.sock\n".into()),
+        });
+        // Its API server needs far longer than kubeadm had patience.
+        let mut asked = 0;
+        lab.runner.on("kubectl --kubeconfig=/etc/kubernetes/admin.conf", move |_| {
+            asked += 1;
+            Output { status: i32::from(asked < 60), stderr_tail: REFUSED.into(), ..Output::default() }
+        });
         run(&lab).unwrap();
+        assert!(lab.host.slept() > SETTLE * 2);
+        let trace = lab.runner.take_trace();
+        let annotate = "annotate --overwrite node master-1 kubeadm.alpha.kubernetes.io/cri-socket=unix:///run/x.sock";
+        assert!(trace.iter().any(|line| line.ends_with(annotate)), "{trace:?}");
         let join = "kubeadm join --config=/etc/kubernetes/kubeadm-join.yaml";
-        assert_eq!(kubeadm_runs(&lab), [join.to_owned(), format!("{join} --skip-phases=preflight")]);
+        let kubeadm: Vec<String> = trace.into_iter().filter(|line| line.starts_with("kubeadm")).collect();
+        assert_eq!(kubeadm, [join.to_owned(), format!("{join} --skip-phases=preflight")]);
         assert_eq!(etcd.lock().unwrap().value(&key(&lab, "join")), None, "the turn is given back");
     }
 

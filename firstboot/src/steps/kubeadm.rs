@@ -2,13 +2,15 @@
 //! What `kubeadm init` and `kubeadm join` have in common, and how either is taken back.
 //!
 //! kubeadm cannot resume where it stopped. So a run that did not end well is taken back to where it began, and runs again as a
-//! whole; but for an init whose control plane runs ([`control_plane_is_made`]): only what it does through that is done again.
+//! whole; but for an init or a master's join whose control plane runs ([`control_plane_is_made`]): only what it does through that is done
+//! again.
 //! What the seed brought (CAs, the service-account key, etcd's client certificate, the join credential) and etcd's data
 //! are input, and are never touched. kubelet is enabled only afterwards: a reboot in the middle must not start half a
 //! control plane.
 
 use anyhow::{Context, Result};
 use profiles::node::Role;
+use profiles::render::KUBEADM_JOIN_CONFIG;
 
 use super::services;
 use crate::context::Cx;
@@ -83,6 +85,18 @@ pub(super) fn run_beside_kubelet(
     };
     let output = cx.run_with(&command, None, &mut on_line)?;
     cx.expect_success(&command, output)?;
+    Ok(())
+}
+
+/// Writes down on this node's Node which runtime it has, for `kubeadm upgrade` and `kubeadm reset`: the last thing that the phase
+/// `kubelet-start` of a join does, and what it most often gives up at (`PatchNodeCRISocket` in cmd/kubeadm/app/phases/patchnode).
+pub(super) fn name_runtime(cx: &Cx<'_>) -> Result<()> {
+    // As its version of kubeadm writes it: the file that it joined with says it.
+    let join = cx.plan.texts_below(KUBEADM_JOIN_CONFIG).next().map_or("", |(_, text)| text);
+    let socket = join.lines().find_map(|line| line.trim().strip_prefix("criSocket: "));
+    let socket = socket.with_context(|| format!("{KUBEADM_JOIN_CONFIG} has no criSocket"))?;
+    let annotation = format!("kubeadm.alpha.kubernetes.io/cri-socket={}", socket.trim_matches(['"', '\'']));
+    cx.run(&kubectl(&["annotate", "--overwrite", "node", &cx.profile().node.name, &annotation]).timeout(300))?;
     Ok(())
 }
 

@@ -103,8 +103,25 @@ impl Cx<'_> {
     /// Runs a program with input, and hands out its lines.
     pub fn run_with(&self, command: &Command, feed: Option<Feed<'_>>, on_line: &mut dyn FnMut(&str)) -> Result<Output> {
         let output = self.runner.run(command, feed, on_line)?;
-        self.log(&format!("ran `{}` in {:.1} s, exit {}", command, output.elapsed.as_secs_f32(), output.status));
+        self.log_end(command, &output);
         Ok(output)
+    }
+
+    /// Runs programs that must succeed, `at_once` of them at a time; `each` gets them in the order in which they end.
+    pub fn run_all(&self, commands: &[Command], at_once: usize, each: &mut dyn FnMut(usize, Result<Output>)) {
+        self.runner.run_all(commands, at_once, &mut |at, end| {
+            each(
+                at,
+                end.and_then(|output| {
+                    self.log_end(&commands[at], &output);
+                    self.expect_success(&commands[at], output)
+                }),
+            );
+        });
+    }
+
+    fn log_end(&self, command: &Command, output: &Output) {
+        self.log(&format!("ran `{}` in {:.1} s, exit {}", command, output.elapsed.as_secs_f32(), output.status));
     }
 
     /// Turns a failed exit into an error with the tail of stderr.

@@ -7,6 +7,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -86,6 +87,8 @@ pub type Feed<'a> = &'a mut (dyn FnMut(&mut dyn Write) -> io::Result<()> + Send)
 pub trait Runner {
     /// Runs `command` to its end. Every line of its stdout and stderr goes to `on_line` as it appears.
     fn run(&self, command: &Command, feed: Option<Feed<'_>>, on_line: &mut dyn FnMut(&str)) -> Result<Output>;
+    /// Runs `commands` to their ends, `at_once` of them at a time, and hands out how each one ended as soon as it has.
+    fn run_all(&self, commands: &[Command], at_once: usize, each: &mut dyn FnMut(usize, Result<Output>));
     /// Starts `command` beside everything else, until what this returns is dropped. Nobody reads what it writes.
     fn start(&self, command: &Command) -> Result<Box<dyn Background>>;
 }
@@ -145,6 +148,28 @@ impl Runner for RealRunner {
             _ => {}
         }
         Ok(output)
+    }
+
+    fn run_all(&self, commands: &[Command], at_once: usize, each: &mut dyn FnMut(usize, Result<Output>)) {
+        let next = AtomicUsize::new(0);
+        let (sender, ends) = mpsc::channel();
+        std::thread::scope(|scope| {
+            for _ in 0..at_once.clamp(1, commands.len().max(1)) {
+                let (next, sender) = (&next, sender.clone());
+                scope.spawn(move || {
+                    loop {
+                        let at = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(command) = commands.get(at) else { return };
+                        let end = RealRunner.run(command, None, &mut |_| {});
+                        if sender.send((at, end)).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            drop(sender);
+            ends.iter().for_each(|(at, end)| each(at, end));
+        });
     }
 
     fn start(&self, command: &Command) -> Result<Box<dyn Background>> {
@@ -367,6 +392,19 @@ mod tests {
             std::thread::sleep(Duration::from_millis(20));
         }
         assert!(!short.runs());
+    }
+
+    #[test]
+    fn several_run_at_once_and_each_end_is_handed_out() {
+        let sleep = |status| Command::new("sh", ["-c".to_owned(), format!("sleep 0.5; exit {status}")]);
+        let commands: Vec<Command> = (0..4).map(sleep).collect();
+        let started = Instant::now();
+        let mut ends = Vec::new();
+        RealRunner.run_all(&commands, 4, &mut |at, end| ends.push((at, end.unwrap().status)));
+        assert!(started.elapsed() < Duration::from_millis(1800), "{:?}", started.elapsed());
+        ends.sort_unstable();
+        assert_eq!(ends, [(0, 0), (1, 1), (2, 2), (3, 3)]);
+        RealRunner.run_all(&[], 4, &mut |_, _| unreachable!());
     }
 
     #[test]

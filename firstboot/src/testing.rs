@@ -89,6 +89,10 @@ impl Runner for FakeRunner {
         Ok(output)
     }
 
+    fn run_all(&self, commands: &[Command], _: usize, each: &mut dyn FnMut(usize, Result<Output>)) {
+        commands.iter().enumerate().for_each(|(at, command)| each(at, self.run(command, None, &mut |_| {})));
+    }
+
     fn start(&self, command: &Command) -> Result<Box<dyn Background>> {
         let line = command.to_string();
         self.trace.borrow_mut().push(line.clone());

@@ -347,6 +347,11 @@ mod tests {
             Ok(output)
         }
 
+        fn run_all(&self, commands: &[Command], at_once: usize, each: &mut dyn FnMut(usize, Result<Output>)) {
+            let plain: Vec<Command> = commands.iter().map(|command| self.plain(command)).collect();
+            RealRunner.run_all(&plain, at_once, each);
+        }
+
         fn start(&self, command: &Command) -> Result<Box<dyn Background>> {
             RealRunner.start(&self.plain(command))
         }

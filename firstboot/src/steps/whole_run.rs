@@ -37,10 +37,16 @@ fn prepare(lab: &mut Lab, profile: &str) {
             lab.write(&format!("/proc/sys/{}", key.trim().replace('.', "/")), "0\n");
         }
     }
-    lab.write("/opt/imgbuild/images/oci-layout", "{}");
-    lab.write("/opt/imgbuild/images/index.json", r#"{"manifests": []}"#);
-    lab.write("/opt/imgbuild/images/blobs/sha256/aa", "blob");
-    lab.runner.answer("ctr -n k8s.io images ls -q", 0, "k8s.gcr.io/pause:3.2\n", "");
+    let pause = "k8s.gcr.io/pause:3.2";
+    // The digest is that of its manifest, "{}".
+    let digest = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+    let index = serde_json::json!({"manifests": [
+        {"digest": format!("sha256:{digest}"), "annotations": {"io.containerd.image.name": pause}}
+    ]});
+    lab.write("/opt/imgbuild/images/index.json", &index.to_string());
+    lab.write(&format!("/opt/imgbuild/images/blobs/sha256/{digest}"), "{}");
+    lab.runner.answer("ctr -n k8s.io images ls -q", 0, &format!("{pause}\n"), "");
+    lab.runner.answer("ctr -n k8s.io images ls", 0, &format!("{pause} type sha256:{digest} 1 MiB - -\n"), "");
     lab.runner.answer(
         "kubectl --kubeconfig=/etc/kubernetes/admin.conf --request-timeout=30s get --raw /api/v1/nodes/",
         0,
@@ -182,6 +188,6 @@ fn nothing_runs_kubelet_before_init_is_done() {
     let trace = lab.runner.take_trace();
     let position = |what: &str| trace.iter().position(|line| line.starts_with(what)).unwrap();
     assert!(position("systemctl enable --quiet kubelet") > position("kubeadm init"));
-    assert!(position("ctr -n k8s.io images import") < position("kubeadm init"));
+    assert!(position("ctr -n k8s.io images pull") < position("kubeadm init"));
     assert!(!lab.exists("/etc/systemd/system/multi-user.target.wants/kubelet.service"));
 }

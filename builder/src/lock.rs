@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! `imgbuild.lock`: exactly which files a build is made from. Names no mirror: paths are relative to an archive, or are addresses
-//! that the cluster file has.
-//! One line per file, sorted, so that a person can review what an update changes.
+//! `imgbuild.lock`: exactly which files a build is made from. Names no mirror: paths are relative to an archive, or are
+//! addresses that the cluster file has. One line per file, sorted, so that a person can review what an update changes.
 
 mod diff;
 

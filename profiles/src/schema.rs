@@ -345,8 +345,8 @@ pub struct FileInput {
     pub mode: u32,
 }
 
-/// Files of an archive (`.tar`, `.tar.gz`, `.tgz`, `.tar.xz` or `.tar.zst`), such as a released tarball of programs. Owners in it
-/// do not matter: everything belongs to root.
+/// Files of an archive (`.tar`, `.tar.gz`, `.tgz`, `.tar.xz` or `.tar.zst`), such as a released tarball of programs.
+/// Owners in it do not matter: everything belongs to root.
 ///
 /// TOML: `[[input]]` with `kind = "tar"`
 #[derive(Debug, Clone, PartialEq)]
@@ -362,9 +362,9 @@ pub struct TarInput {
     pub to: String,
 }
 
-/// A vendor's root filesystem: an installed system as an archive (`.tar`, `.tar.gz`, `.tgz`, `.tar.xz` or `.tar.zst`), its kernel
-/// included. Either `/` is its root, or it holds one OCI image (an OCI layout, or as `docker save` writes it). docs/kylin.md
-/// says how to make one, docs/os-layer.md what becomes of it.
+/// A vendor's root filesystem: an installed system as an archive (`.tar`, `.tar.gz`, `.tgz`, `.tar.xz` or `.tar.zst`),
+/// its kernel included. Either `/` is its root, or it holds one OCI image (an OCI layout, or as `docker save` writes
+/// it). docs/kylin.md says how to make one, docs/os-layer.md what becomes of it.
 ///
 /// TOML: `[[input]]` with `kind = "rootfs"`
 #[derive(Debug, Clone, PartialEq)]
@@ -430,8 +430,8 @@ pub enum RpmSigned {
     Both,
 }
 
-/// Container images in an archive (`.tar`, `.tar.gz`, `.tgz`, `.tar.xz` or `.tar.zst`) as `docker save` writes it, or with an OCI
-/// layout in it; it may hold many images.
+/// Container images in an archive (`.tar`, `.tar.gz`, `.tgz`, `.tar.xz` or `.tar.zst`) as `docker save` writes it, or
+/// with an OCI layout in it; it may hold many images.
 ///
 /// TOML: `[[input]]` with `kind = "image-archive"`
 #[derive(Debug, Clone, PartialEq)]
@@ -445,23 +445,24 @@ pub struct ImageArchiveInput {
     pub names: BTreeMap<String, String>,
 }
 
-/// Where a file comes from, and what says that it is the right one. A file by `url` is downloaded and compared with all that is
-/// said of it when it is locked; from then on the lock's SHA-256 counts. Where nothing is said of it, `https://` alone vouches for
-/// it the first time, and `imgbuild lock` warns; `http://` does not.
+/// Where a file comes from, and what says that it is the right one. A file by `url` is downloaded and compared with all
+/// that is said of it when it is locked; from then on the lock's SHA-256 counts. Where nothing is said of it,
+/// `https://` alone vouches for it the first time, and `imgbuild lock` warns; `http://` does not.
 ///
 /// TOML: `[[input]]` with `kind = "file"`, `"tar"`, `"rootfs"` or `"image-archive"`: where it comes from
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct FileOrigin {
     /// Optional, default none. Path, relative to the cluster file. One of `path` and `url` must be there, and only one.
     pub path: Option<String>,
-    /// Optional, default none. Address, `https://` or `http://`: `"https://dl.k8s.io/v1.32.1/bin/linux/amd64/kubeadm"`. With
-    /// `--mirror HOST=URL`, what is on that host is taken from another place; the lock still names this one.
+    /// Optional, default none. Address, `https://` or `http://`: `"https://dl.k8s.io/v1.32.1/bin/linux/amd64/kubeadm"`.
+    /// With `--mirror HOST=URL`, what is on that host is taken from another place; the lock still names this one.
     pub url: Option<String>,
     /// Optional, default what the lock says. SHA-256 of its content, 64 hex digits.
     pub sha256: Option<String>,
-    /// Optional, default none. For a `url`: lists of checksums, SHA-256 or SHA-512, as its makers publish them, by address or by path
-    /// relative to the cluster file: `["https://dl.k8s.io/v1.32.1/bin/linux/amd64/kubeadm.sha256"]`. A list is a checksum alone, or
-    /// has lines as `sha256sum` writes them (`checksum  name`, also with `--tag`) or as `openssl dgst` does, and must name the file.
+    /// Optional, default none. For a `url`: lists of checksums, SHA-256 or SHA-512, as its makers publish them, by
+    /// address or by path relative to the cluster file: `["https://dl.k8s.io/v1.32.1/bin/linux/amd64/kubeadm.sha256"]`.
+    /// A list is a checksum alone, or has lines as `sha256sum` writes them (`checksum  name`, also with `--tag`) or as
+    /// `openssl dgst` does, and must name the file.
     pub checksums: Vec<String>,
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A web server for files that can keep in step with its client: less than a block is ever on its way, so that what is served twice is
-//! what the client had lost, and not what had waited for it in the kernel's buffers.
+//! A web server for files that can keep in step with its client: less than a block is ever on its way, so that what is
+//! served twice is what the client had lost, and not what had waited for it in the kernel's buffers.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
-/// What `imgbuild fetch` promises to download less than again after each interruption, of each file: docs/contracts.md, section 8.
+/// What `imgbuild fetch` promises to download less than again after each interruption, of each file: docs/contracts.md,
+/// section 8.
 pub const BLOCK: u64 = 128 << 10;
 /// How much is sent at a time.
 const PIECE: usize = 40_000;
@@ -59,8 +60,8 @@ impl Web {
         self.files.lock().unwrap().entry(path.to_owned()).or_default().bytes = Arc::new(bytes.into());
     }
 
-    /// Sends no more of a file from now on than the client, which has it in the file `partial`, can have written, but for less than a
-    /// block; and forgets what was sent before.
+    /// Sends no more of a file from now on than the client, which has it in the file `partial`, can have written, but
+    /// for less than a block; and forgets what was sent before.
     pub fn in_step(&self, path: &str, partial: PathBuf) {
         let mut files = self.files.lock().unwrap();
         let file = files.get_mut(path).expect("a file that is there");

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Files by address, from outside: what is locked, what is believed, and what is left when `imgbuild` is killed while it downloads.
+//! Files by address, from outside: what is locked, what is believed, and what is left when `imgbuild` is killed while
+//! it downloads.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
@@ -67,8 +68,8 @@ impl Place {
         fs::read_to_string(self.path("cluster/imgbuild.lock")).unwrap()
     }
 
-    /// Runs a command until it ends by itself, and kills it before that whenever the server has sent some more, but not when it has
-    /// sent more than `last`. Gives how often.
+    /// Runs a command until it ends by itself, and kills it before that whenever the server has sent some more, but not
+    /// when it has sent more than `last`. Gives how often.
     fn killed(&self, arguments: &[&str], web: &Web, random: &mut Random, (files, last): (&[File], u64)) -> u64 {
         let mut kills = 0;
         loop {

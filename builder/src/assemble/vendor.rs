@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a user brings besides single files: a vendor's root filesystem, packages laid over it, and archives of programs. Images are [`super::image_archive`]'s.
+//! What a user brings besides single files: a vendor's root filesystem, packages laid over it, and archives of
+//! programs. Images are [`super::image_archive`]'s.
 
 use std::collections::{BTreeMap, BTreeSet};
 

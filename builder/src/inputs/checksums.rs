@@ -11,8 +11,8 @@
 //! | `SHA256 (name) = checksum` | `sha256sum --tag`, BSD |
 //! | `SHA2-256(name)= checksum` | `openssl dgst` |
 //!
-//! A checksum is SHA-256 or SHA-512 in hex, told apart by its length; lines with anything else, such as weaker checksums,
-//! comments, or an OpenPGP signature around the list, are passed over. Names may have folders before them.
+//! A checksum is SHA-256 or SHA-512 in hex, told apart by its length; lines with anything else, such as weaker
+//! checksums, comments, or an OpenPGP signature around the list, are passed over. Names may have folders before them.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -128,8 +128,8 @@ impl List {
         Self { entries }
     }
 
-    /// What the list says of the file at `url`: at most one checksum of each kind. Of several files with the same name, that counts
-    /// whose folders are those of the address.
+    /// What the list says of the file at `url`: at most one checksum of each kind. Of several files with the same name,
+    /// that counts whose folders are those of the address.
     ///
     /// # Errors
     /// If it says nothing of it, or nothing clear.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Brings files into the store: in parallel, continued where they broke off, tried again when the network fails. Those of which
-//! sha256 and size are known are verified before anyone can see them; others ([`Downloader::fetch_new`]) are continued only
-//! where the server says that they are still the same. Knows nothing of what the files are.
+//! Brings files into the store: in parallel, continued where they broke off, tried again when the network fails. Those
+//! of which sha256 and size are known are verified before anyone can see them; others ([`Downloader::fetch_new`]) are
+//! continued only where the server says that they are still the same. Knows nothing of what the files are.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -19,8 +19,8 @@ use super::mirror::Proxies;
 use crate::error::{ErrorKind, Failure};
 use crate::store::{Digest, Partial, Store};
 
-/// How much is read from a connection before it is written, in bytes: what comes again after an interruption is less, apart from
-/// what the kernel had received for a process that was killed.
+/// How much is read from a connection before it is written, in bytes: what comes again after an interruption is less,
+/// apart from what the kernel had received for a process that was killed.
 const BLOCK: usize = 128 << 10;
 
 /// One file to fetch.
@@ -116,8 +116,8 @@ impl Known {
     }
 }
 
-/// Which version of a file is under way. Where a sha256 is known, that tells at the end whether what came at several times fits
-/// together; where none is, this must.
+/// Which version of a file is under way. Where a sha256 is known, that tells at the end whether what came at several
+/// times fits together; where none is, this must.
 #[derive(Debug, Serialize, Deserialize)]
 struct Version {
     /// The boot of this machine in which it was begun: after a crash nobody knows which bytes reached the disk.
@@ -330,8 +330,9 @@ impl Downloader {
         self.fetch_known(known, &item.name, &item.urls, &item.missing_hint).map(drop)
     }
 
-    /// Brings a file into the store that nobody has locked yet, and gives its sha256 and size. It is taken as it comes: the caller
-    /// has to compare it with what is said of it. What is `claimed` to be its sha256 saves the download where the store has that.
+    /// Brings a file into the store that nobody has locked yet, and gives its sha256 and size. It is taken as it comes:
+    /// the caller has to compare it with what is said of it. What is `claimed` to be its sha256 saves the download
+    /// where the store has that.
     ///
     /// # Errors
     /// If it cannot be had. What came so far is kept.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! One GET, by http, https or from a file. Knows proxies, timeouts and roots of trust; nothing of hashes, retries or the store.
+//! One GET, by http, https or from a file. Knows proxies, timeouts and roots of trust; nothing of hashes, retries or
+//! the store.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -191,8 +192,8 @@ fn is_chunked(encoding: Option<&str>) -> bool {
     encoding.is_some_and(|value| value.eq_ignore_ascii_case("chunked"))
 }
 
-/// What makes sure that a continued download is of the same version, if a server has it (RFC 9110, section 13.1.5): a strong ETag,
-/// or where there is none at all the date of change, if that is long enough ago.
+/// What makes sure that a continued download is of the same version, if a server has it (RFC 9110, section 13.1.5): a
+/// strong ETag, or where there is none at all the date of change, if that is long enough ago.
 fn strong_version<'a>(header: impl Fn(&str) -> Option<&'a str>) -> Option<String> {
     if let Some(tag) = header("ETag") {
         return (tag.len() > 2 && tag.starts_with('"') && tag.ends_with('"')).then(|| tag.to_owned());

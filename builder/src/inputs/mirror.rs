@@ -72,8 +72,8 @@ pub fn archive_of(suite: &str) -> &'static str {
 }
 
 impl Mirrors {
-    /// From what the person named (`URL` or `NAME=URL`, the name being a suite, an archive, an input or a host), the apt configuration
-    /// below `root` (normally `/`), and the environment, as `env` looks it up.
+    /// From what the person named (`URL` or `NAME=URL`, the name being a suite, an archive, an input or a host), the
+    /// apt configuration below `root` (normally `/`), and the environment, as `env` looks it up.
     ///
     /// # Errors
     /// If an override is no URL.
@@ -149,8 +149,8 @@ impl Mirrors {
         self.repositories.get(name).map(|url| self.of_url(url)).unwrap_or_default()
     }
 
-    /// Where that may be had which the cluster file names as `url`: in the places that the person names for its host (`HOST=URL`, or
-    /// `HOST:PORT=URL` if the address has a port), in their order, or else there.
+    /// Where that may be had which the cluster file names as `url`: in the places that the person names for its host
+    /// (`HOST=URL`, or `HOST:PORT=URL` if the address has a port), in their order, or else there.
     pub fn of_url(&self, url: &str) -> Vec<String> {
         let (host, path) = host_and_path(url);
         let is_host = |name: &Option<String>| name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(host));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Files that the cluster file names by address: who vouches for them, and, when they are locked, whether all that is said of them is
-//! true. Once locked, a sha256 is all there is to them.
+//! Files that the cluster file names by address: who vouches for them, and, when they are locked, whether all that is
+//! said of them is true. Once locked, a sha256 is all there is to them.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -47,8 +47,8 @@ struct Claim {
 /// Fetches the file that the input `name` wants, and says what it is.
 ///
 /// # Errors
-/// If nobody on whom it relies vouches for it; if a list of checksums does not name it; if anything that is said of it is not true:
-/// all of that; if it cannot be had.
+/// If nobody on whom it relies vouches for it; if a list of checksums does not name it; if anything that is said of it
+/// is not true: all of that; if it cannot be had.
 pub(super) fn resolve(session: &Session<'_>, name: &str, wanted: &UrlRequest) -> Result<LockedItem> {
     let urls = session.mirrors.of_url(&wanted.url);
     let is_vouched = wanted.sha256.is_some() || wanted.checksums.iter().any(|place| is_safe(session.mirrors, place));
@@ -99,8 +99,8 @@ fn is_url(place: &str) -> bool {
     place.contains("://")
 }
 
-/// Whether nobody on the way can change what comes from a place: it lies here, or every server that may be asked is known by its
-/// certificate.
+/// Whether nobody on the way can change what comes from a place: it lies here, or every server that may be asked is
+/// known by its certificate.
 fn is_safe(mirrors: &Mirrors, place: &str) -> bool {
     let is_safe = |url: &String| url.starts_with("https://") || url.starts_with("file://");
     !is_url(place) || mirrors.of_url(place).iter().all(is_safe)

@@ -199,8 +199,8 @@ impl Store {
         Partial::open(self, digest, Some(*digest))
     }
 
-    /// As [`Self::partial`], where nobody knows the digest for sure: `name` names the download, and it becomes an object under the
-    /// digest that it turns out to have.
+    /// As [`Self::partial`], where nobody knows the digest for sure: `name` names the download, and it becomes an
+    /// object under the digest that it turns out to have.
     pub fn unknown_partial(&self, name: &Digest) -> Result<Partial> {
         Partial::open(self, name, None)
     }

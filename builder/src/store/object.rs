@@ -162,7 +162,8 @@ impl Partial {
         self.file.seek(SeekFrom::Start(0)).map_err(restarting)?;
         self.hasher = Sha256::new();
         self.len = 0;
-        // After the content: a note without content says nothing, content without its note would be taken for another's.
+        // After the content: a note without content says nothing, content without its note would be taken for
+        // another's.
         let _ = fs::remove_file(self.note_path());
         Ok(())
     }

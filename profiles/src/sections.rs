@@ -13,10 +13,10 @@ use crate::decode::{
 };
 use crate::schema::{
     Architecture, CalicoSection, Cluster, ClusterDns, ClusterSection, ContainerdSection, DebInput, DiskSection,
-    Distribution, Encapsulation, EncryptionAlgorithm, EtcdSection, FileInput, FileOrigin, Image, ImageArchiveInput, Input,
-    InstallDisk, InstallSection, KubernetesSection, LoadBalancerSection, NetworkPlugin, NetworkSection, NodeSection,
-    OsSection, PayloadSection, ProxyMode, Role, RootfsInput, RpmInput, RpmRepositoryInput, RpmSigned, SourceInput,
-    TarInput,
+    Distribution, Encapsulation, EncryptionAlgorithm, EtcdSection, FileInput, FileOrigin, Image, ImageArchiveInput,
+    Input, InstallDisk, InstallSection, KubernetesSection, LoadBalancerSection, NetworkPlugin, NetworkSection,
+    NodeSection, OsSection, PayloadSection, ProxyMode, Role, RootfsInput, RpmInput, RpmRepositoryInput, RpmSigned,
+    SourceInput, TarInput,
 };
 use crate::version::Version;
 

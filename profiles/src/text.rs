@@ -22,7 +22,8 @@ pub(crate) fn closest<'a>(name: &str, candidates: &[&'a str]) -> Option<&'a str>
 /// At most `most` of the candidates, each once, those first that are most like `name`.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>, most: usize) -> Vec<&'a str> {
     let candidates: BTreeSet<&str> = candidates.into_iter().collect();
-    let mut candidates: Vec<_> = candidates.into_iter().map(|candidate| (distance(name, candidate), candidate)).collect();
+    let mut candidates: Vec<_> =
+        candidates.into_iter().map(|candidate| (distance(name, candidate), candidate)).collect();
     candidates.sort_unstable();
     candidates.into_iter().take(most).map(|(_, candidate)| candidate).collect()
 }

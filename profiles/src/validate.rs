@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::decode::Decoder;
 use crate::schema::{
-    Cluster, DiskSection, Distribution, FileOrigin, Input, LoadBalancerSection, NetworkPlugin, ProxyMode, Role, RpmInput,
-    RpmRepositoryInput,
+    Cluster, DiskSection, Distribution, FileOrigin, Input, LoadBalancerSection, NetworkPlugin, ProxyMode, Role,
+    RpmInput, RpmRepositoryInput,
 };
 use crate::sections::{is_clean_path, is_dns_name};
 use crate::text;

@@ -350,7 +350,13 @@ fn each_check_finds_its_mistake() {
         ("kylin", RUNC, &url("https://h/runc#1", ""), "input[6].url", "is not the address of a file"),
         ("kylin", RUNC, &url("https://me:secret@h/runc", ""), "input[6].url", "has a name or a password in it"),
         ("kylin", RUNC, &url("http://h/runc", ""), "input[6].url", "nothing says that what comes from http://h/runc"),
-        ("kylin", RUNC, &url("http://h/runc", "checksums = [\"http://h/sums\"]\n"), "input[6].url", "nothing says that"),
+        (
+            "kylin",
+            RUNC,
+            &url("http://h/runc", "checksums = [\"http://h/sums\"]\n"),
+            "input[6].url",
+            "nothing says that",
+        ),
         ("kylin", RUNC, &url("https://h/runc", "sha256 = \"5ed1\"\n"), "input[6].sha256", "is not a SHA-256"),
         ("kylin", RUNC, &url("https://h/runc", "checksums = [\"../sums\"]\n"), "input[6].checksums[0]", "leads out of"),
         (

@@ -96,7 +96,8 @@ impl Web {
             }
             match header.trim().split_once(": ") {
                 Some((name, value)) if name.eq_ignore_ascii_case("range") => {
-                    start = value.trim_start_matches("bytes=").trim_end_matches('-').parse().expect("a range to the end");
+                    start =
+                        value.trim_start_matches("bytes=").trim_end_matches('-').parse().expect("a range to the end");
                 }
                 Some((name, value)) if name.eq_ignore_ascii_case("if-range") => version = Some(value.to_owned()),
                 _ => {}

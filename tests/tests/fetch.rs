@@ -271,7 +271,9 @@ fn certificates(folder: &Path) {
     openssl(&format!("req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=authority"));
     openssl(&format!("req {key} -keyout server.key -out request.pem -subj /CN=server"));
     fs::write(folder.join("names"), "subjectAltName = IP:127.0.0.1\n").unwrap();
-    openssl("x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out server.crt");
+    openssl(
+        "x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out server.crt",
+    );
     let both = ["server.crt", "server.key"].map(|file| fs::read_to_string(folder.join(file)).unwrap());
     fs::write(folder.join("server.pem"), both.concat()).unwrap();
 }
@@ -284,9 +286,8 @@ fn by_https_a_file_is_believed_if_the_server_is_and_the_lock_says_so() {
     let https = Https::serve(folder.path());
     let place = Place::new(&[("root", format!("url = \"{}/root.tar\"", https.url))]);
     place.run(&["lock"]).fails(code::ENVIRONMENT, &["certificate", "SSL_CERT_FILE"]);
-    let with_authority = |file: &Path, arguments: &[&str]| {
-        Outcome::of(place.command(arguments).env("SSL_CERT_FILE", file))
-    };
+    let with_authority =
+        |file: &Path, arguments: &[&str]| Outcome::of(place.command(arguments).env("SSL_CERT_FILE", file));
     let authority = folder.path().join("ca.pem");
     let outcome = with_authority(&authority, &["lock"]);
     let warning = format!("warning: input `root`: only the connection vouches for {}/root.tar", https.url);

@@ -360,13 +360,7 @@ impl Downloader {
     }
 
     /// From the first of the addresses that has it.
-    fn fetch_known(
-        &self,
-        known: Known,
-        name: &str,
-        urls: &[String],
-        missing_hint: &str,
-    ) -> Result<(Digest, u64)> {
+    fn fetch_known(&self, known: Known, name: &str, urls: &[String], missing_hint: &str) -> Result<(Digest, u64)> {
         // A file may be called by its address.
         let message = |url: &str| {
             if name.ends_with(url) { format!("downloading {name}") } else { format!("downloading {name} from {url}") }

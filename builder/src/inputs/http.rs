@@ -148,9 +148,9 @@ impl Client {
 fn classify(error: ureq::Error) -> GetError {
     use ureq::Error as E;
     match error {
-        E::Io(e) if e.to_string().contains("invalid peer certificate") => {
-            GetError::Permanent(format!("{e}; if the host has its certificate from an authority of yours, name that in {ROOTS}"))
-        }
+        E::Io(e) if e.to_string().contains("invalid peer certificate") => GetError::Permanent(format!(
+            "{e}; if the host has its certificate from an authority of yours, name that in {ROOTS}"
+        )),
         E::Io(_)
         | E::Timeout(_)
         | E::HostNotFound
@@ -221,7 +221,15 @@ fn get_file(path: &str, offset: u64) -> Result<Response, GetError> {
 }
 
 fn without_body(status: u16) -> Response {
-    Response { status, length: None, start: None, total: None, framed: true, version: None, body: Box::new(io::empty()) }
+    Response {
+        status,
+        length: None,
+        start: None,
+        total: None,
+        framed: true,
+        version: None,
+        body: Box::new(io::empty()),
+    }
 }
 
 /// Host with port, and path with the slash, of an http URL.
@@ -382,7 +390,9 @@ mod tests {
         assert!(missing.starts_with("SSL_CERT_FILE names /nowhere/ca.pem, which cannot be read"), "{missing}");
         // What it is does not matter before somebody connects.
         std::fs::write(file.path(), "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n").unwrap();
-        let RootCerts::Specific(found) = roots(Some(file.path().as_os_str())).unwrap() else { panic!("the file's own") };
+        let RootCerts::Specific(found) = roots(Some(file.path().as_os_str())).unwrap() else {
+            panic!("the file's own")
+        };
         assert_eq!(found.len(), 1);
     }
 }

@@ -170,7 +170,10 @@ fn what_a_host_has_is_taken_from_where_the_person_says() {
     let mut mirrors = Mirrors::discover(&overrides, Path::new("/nonexistent"), none).unwrap();
     assert_eq!(
         mirrors.of_url("https://dl.k8s.io/v1.32.1/bin/linux/amd64/kubeadm?a=b"),
-        ["http://127.0.0.1:8000/dl.k8s.io/v1.32.1/bin/linux/amd64/kubeadm?a=b", "file:///srv/k8s/v1.32.1/bin/linux/amd64/kubeadm?a=b"]
+        [
+            "http://127.0.0.1:8000/dl.k8s.io/v1.32.1/bin/linux/amd64/kubeadm?a=b",
+            "file:///srv/k8s/v1.32.1/bin/linux/amd64/kubeadm?a=b"
+        ]
     );
     assert_eq!(mirrors.of_url("https://registry.example:5000/v2/"), ["https://near.example/v2/"]);
     for other in ["https://registry.example/v2/", "https://cdn.dl.k8s.io/x", "https://example.org/dl.k8s.io/x"] {

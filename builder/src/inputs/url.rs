@@ -23,7 +23,8 @@ use crate::store::{Digest, Store};
 const LIST_LIMIT: u64 = 8 << 20;
 
 /// What to do about an address that has nothing.
-const GONE: &str = "see what its makers have now, and correct `url` of the input; or name a copy with --mirror HOST=URL";
+const GONE: &str =
+    "see what its makers have now, and correct `url` of the input; or name a copy with --mirror HOST=URL";
 
 /// A file at an address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -118,7 +118,9 @@ fn what_the_store_has_is_not_downloaded_again() {
     w.lock(&request).unwrap();
     assert_eq!(w.requests().len(), 1);
     let requests = BTreeMap::from([("kubeadm".to_owned(), Request::Url(request))]);
-    let offline = |requests: &BTreeMap<String, Request>| w.act(&w.downloader(true), |session| session.lock(requests, None, &Update::All));
+    let offline = |requests: &BTreeMap<String, Request>| {
+        w.act(&w.downloader(true), |session| session.lock(requests, None, &Update::All))
+    };
     offline(&requests).unwrap();
     let other = BTreeMap::from([("kubeadm".to_owned(), Request::Url(wanted(URL, Some(b"other"), &[])))]);
     let e = offline(&other).unwrap_err();
@@ -191,7 +193,8 @@ fn by_http_something_else_must_vouch_for_it() {
     w.file("SHA256SUMS", &lists);
     let plain = w.mirror.url("k8s/v1.32.1/bin/linux/amd64/kubeadm");
     let over_http = "https://dl.example/SHA256SUMS";
-    for (url, checksums) in [(URL, &[][..]), (URL, &[over_http]), (plain.as_str(), &[]), (plain.as_str(), &[over_http])] {
+    for (url, checksums) in [(URL, &[][..]), (URL, &[over_http]), (plain.as_str(), &[]), (plain.as_str(), &[over_http])]
+    {
         let e = w.lock(&wanted(url, None, checksums)).unwrap_err();
         assert_eq!(error::kind(&e), ErrorKind::User, "{e:#}");
         let text = e.to_string();
@@ -202,11 +205,9 @@ fn by_http_something_else_must_vouch_for_it() {
     }
     assert_eq!(w.requests(), [""; 0]);
     for url in [URL, plain.as_str()] {
-        for (sha256, checksums) in [
-            (Some(CONTENT), &[][..]),
-            (None, &["SHA256SUMS"]),
-            (None, &["https://safe.example/SHA256SUMS", over_http]),
-        ] {
+        for (sha256, checksums) in
+            [(Some(CONTENT), &[][..]), (None, &["SHA256SUMS"]), (None, &["https://safe.example/SHA256SUMS", over_http])]
+        {
             assert_eq!(w.lock(&wanted(url, sha256, checksums)).unwrap().sha256, Digest::of(CONTENT));
         }
     }

@@ -46,7 +46,7 @@ impl Setup {
         let options = Options {
             attempts,
             backoff: Duration::from_millis(1),
-            stall: Duration::from_secs(5),
+            stall: Duration::from_secs(60),
             ..Options::default()
         };
         let store = Store::open(self.dir.path()).unwrap();

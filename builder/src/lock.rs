@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! `imgbuild.lock`: exactly which files a build is made from. Names no mirror: paths are relative to an archive.
-//! One line per file, sorted, so that a person can review what an update changes.
+//! `imgbuild.lock`: exactly which files a build is made from. Names no mirror: paths are relative to an archive, or are
+//! addresses that the cluster file has. One line per file, sorted, so that a person can review what an update changes.
 
 mod diff;
 
@@ -69,7 +69,7 @@ pub struct LockedItem {
     /// repository. Without one, `path` is relative to the cluster file.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub archive: String,
-    /// Relative path.
+    /// Relative path; or the address, of a file that the cluster file names by one.
     pub path: String,
     /// Size in bytes.
     pub size: u64,
@@ -89,6 +89,8 @@ pub enum ItemKind {
     Source,
     /// A file beside the cluster file.
     File,
+    /// A file at an address.
+    Url,
 }
 
 impl LockedItem {
@@ -101,6 +103,7 @@ impl LockedItem {
                 format!("{file} of source package {} {}", self.name, self.version)
             }
             ItemKind::File => format!("file {}", self.path),
+            ItemKind::Url => self.path.clone(),
         }
     }
 }

@@ -23,6 +23,7 @@ pub use diagnostics::{Problem, Report};
 pub use node::NodeProfile;
 pub use schema::{Cluster, UnknownNode};
 pub use sections::parse_size;
+pub use text::nearest;
 
 impl Cluster {
     /// Reads and checks a cluster file. `file_name` is only shown in the report, which holds every problem at once.

@@ -282,17 +282,17 @@ pub enum Input {
     Deb(DebInput),
     /// `kind = "source"`: programs compiled from a distribution's source package.
     Source(SourceInput),
-    /// `kind = "file"`: a file beside the cluster file.
+    /// `kind = "file"`: a file.
     File(FileInput),
-    /// `kind = "tar"`: files of an archive beside the cluster file.
+    /// `kind = "tar"`: files of an archive.
     Tar(TarInput),
-    /// `kind = "rootfs"`: a vendor's root filesystem, beside the cluster file.
+    /// `kind = "rootfs"`: a vendor's root filesystem.
     Rootfs(RootfsInput),
     /// `kind = "rpm"`: RPM packages, beside the cluster file.
     Rpm(RpmInput),
     /// `kind = "rpm-repository"`: RPM packages of a repository.
     RpmRepository(RpmRepositoryInput),
-    /// `kind = "image-archive"`: container images in an archive beside the cluster file.
+    /// `kind = "image-archive"`: container images in an archive.
     ImageArchive(ImageArchiveInput),
 }
 
@@ -330,35 +330,31 @@ pub struct SourceInput {
     pub recipe: String,
 }
 
-/// A file beside the cluster file.
+/// A file.
 ///
 /// TOML: `[[input]]` with `kind = "file"`
 #[derive(Debug, Clone, PartialEq)]
 pub struct FileInput {
     /// Required. Name of the input, unique.
     pub name: String,
-    /// Required. Path, relative to the cluster file.
-    pub path: String,
-    /// Optional, default what the lock says. SHA-256 of its content, 64 hex digits.
-    pub sha256: Option<String>,
+    /// The keys `path` or `url`, `sha256` and `checksums`: where the file comes from, see below.
+    pub from: FileOrigin,
     /// Required. Absolute path on the node. Below /opt/imgbuild it becomes part of the payload, elsewhere of the root.
     pub to: String,
     /// Optional, default `"0644"`. Mode, in octal.
     pub mode: u32,
 }
 
-/// Files of an archive beside the cluster file, such as a released tarball of programs. Owners in it do not matter: everything
-/// belongs to root.
+/// Files of an archive (`.tar`, `.tar.gz`, `.tgz`, `.tar.xz` or `.tar.zst`), such as a released tarball of programs.
+/// Owners in it do not matter: everything belongs to root.
 ///
 /// TOML: `[[input]]` with `kind = "tar"`
 #[derive(Debug, Clone, PartialEq)]
 pub struct TarInput {
     /// Required. Name of the input, unique.
     pub name: String,
-    /// Required. Path, relative to the cluster file, of a `.tar`, `.tar.gz`, `.tgz`, `.tar.xz` or `.tar.zst`.
-    pub path: String,
-    /// Optional, default what the lock says. SHA-256 of the archive, 64 hex digits.
-    pub sha256: Option<String>,
+    /// The keys `path` or `url`, `sha256` and `checksums`: where the archive comes from, see below.
+    pub from: FileOrigin,
     /// Optional, default everything. What is taken, by path in the archive: of a directory what is in it, of a file the file:
     /// `["kubernetes/server/bin/kubeadm"]`.
     pub members: Vec<String>,
@@ -366,19 +362,17 @@ pub struct TarInput {
     pub to: String,
 }
 
-/// A vendor's root filesystem: an installed system as an archive, its kernel included. docs/kylin.md says how to make one,
-/// docs/os-layer.md what becomes of it.
+/// A vendor's root filesystem: an installed system as an archive (`.tar`, `.tar.gz`, `.tgz`, `.tar.xz` or `.tar.zst`),
+/// its kernel included. Either `/` is its root, or it holds one OCI image (an OCI layout, or as `docker save` writes
+/// it). docs/kylin.md says how to make one, docs/os-layer.md what becomes of it.
 ///
 /// TOML: `[[input]]` with `kind = "rootfs"`
 #[derive(Debug, Clone, PartialEq)]
 pub struct RootfsInput {
     /// Required. Name of the input, unique.
     pub name: String,
-    /// Required. Path, relative to the cluster file, of a `.tar`, `.tar.gz`, `.tgz`, `.tar.xz` or `.tar.zst`, either with `/` as
-    /// its root, or with one OCI image in it (an OCI layout, or as `docker save` writes it).
-    pub path: String,
-    /// Optional, default what the lock says. SHA-256 of the archive, 64 hex digits.
-    pub sha256: Option<String>,
+    /// The keys `path` or `url`, `sha256` and `checksums`: where the archive comes from, see below.
+    pub from: FileOrigin,
     /// Optional, default the only one. Release of the kernel to boot, where there are several:
     /// `"6.6.0-32.7.v2505.ky11.loongarch64"`.
     pub kernel: Option<String>,
@@ -436,21 +430,40 @@ pub enum RpmSigned {
     Both,
 }
 
-/// Container images in an archive.
+/// Container images in an archive (`.tar`, `.tar.gz`, `.tgz`, `.tar.xz` or `.tar.zst`) as `docker save` writes it, or
+/// with an OCI layout in it; it may hold many images.
 ///
 /// TOML: `[[input]]` with `kind = "image-archive"`
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageArchiveInput {
     /// Required. Name of the input, unique.
     pub name: String,
-    /// Required. Path, relative to the cluster file, of a `.tar`, `.tar.gz`, `.tgz`, `.tar.xz` or `.tar.zst` as `docker save`
-    /// writes it, or with an OCI layout in it; it may hold many images.
-    pub path: String,
-    /// Optional, default what the lock says. SHA-256 of the archive, 64 hex digits.
-    pub sha256: Option<String>,
+    /// The keys `path` or `url`, `sha256` and `checksums`: where the archive comes from, see below.
+    pub from: FileOrigin,
     /// Optional, default none. Further names of images: the name somebody will ask for, and the one in the archive:
     /// `{ "docker.io/calico/cni:v3.26.1" = "lcr.loongnix.cn/calico/cni:3.26.1" }`.
     pub names: BTreeMap<String, String>,
+}
+
+/// Where a file comes from, and what says that it is the right one. A file by `url` is downloaded and compared with all
+/// that is said of it when it is locked; from then on the lock's SHA-256 counts. Where nothing is said of it,
+/// `https://` alone vouches for it the first time, and `imgbuild lock` warns; `http://` does not.
+///
+/// TOML: `[[input]]` with `kind = "file"`, `"tar"`, `"rootfs"` or `"image-archive"`: where it comes from
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct FileOrigin {
+    /// Optional, default none. Path, relative to the cluster file. One of `path` and `url` must be there, and only one.
+    pub path: Option<String>,
+    /// Optional, default none. Address, `https://` or `http://`: `"https://dl.k8s.io/v1.32.1/bin/linux/amd64/kubeadm"`.
+    /// With `--mirror HOST=URL`, what is on that host is taken from another place; the lock still names this one.
+    pub url: Option<String>,
+    /// Optional, default what the lock says. SHA-256 of its content, 64 hex digits.
+    pub sha256: Option<String>,
+    /// Optional, default none. For a `url`: lists of checksums, SHA-256 or SHA-512, as its makers publish them, by
+    /// address or by path relative to the cluster file: `["https://dl.k8s.io/v1.32.1/bin/linux/amd64/kubeadm.sha256"]`.
+    /// A list is a checksum alone, or has lines as `sha256sum` writes them (`checksum  name`, also with `--tag`) or as
+    /// `openssl dgst` does, and must name the file.
+    pub checksums: Vec<String>,
 }
 
 /// A container image assembled by imgbuild.
@@ -563,6 +576,13 @@ impl Input {
             Self::RpmRepository(input) => &input.name,
             Self::ImageArchive(input) => &input.name,
         }
+    }
+}
+
+impl FileOrigin {
+    /// The path or the address, as the cluster file has it.
+    pub fn place(&self) -> &str {
+        self.path.as_deref().or(self.url.as_deref()).unwrap_or_default()
     }
 }
 

@@ -13,10 +13,10 @@ use crate::decode::{
 };
 use crate::schema::{
     Architecture, CalicoSection, Cluster, ClusterDns, ClusterSection, ContainerdSection, DebInput, DiskSection,
-    Distribution, Encapsulation, EncryptionAlgorithm, EtcdSection, FileInput, Image, ImageArchiveInput, Input,
-    InstallDisk, InstallSection, KubernetesSection, LoadBalancerSection, NetworkPlugin, NetworkSection, NodeSection,
-    OsSection, PayloadSection, ProxyMode, Role, RootfsInput, RpmInput, RpmRepositoryInput, RpmSigned, SourceInput,
-    TarInput,
+    Distribution, Encapsulation, EncryptionAlgorithm, EtcdSection, FileInput, FileOrigin, Image, ImageArchiveInput,
+    Input, InstallDisk, InstallSection, KubernetesSection, LoadBalancerSection, NetworkPlugin, NetworkSection,
+    NodeSection, OsSection, PayloadSection, ProxyMode, Role, RootfsInput, RpmInput, RpmRepositoryInput, RpmSigned,
+    SourceInput, TarInput,
 };
 use crate::version::Version;
 
@@ -225,22 +225,19 @@ fn input(t: &mut Table<'_, '_>) -> Input {
         }),
         Kind::File => Input::File(FileInput {
             name: t.required("name", word),
-            path: t.required("path", word),
-            sha256: t.optional("sha256", sha256),
+            from: origin(t),
             to: t.required("to", absolute),
             mode: t.with_default("mode", 0o644, mode),
         }),
         Kind::Tar => Input::Tar(TarInput {
             name: t.required("name", word),
-            path: t.required("path", word),
-            sha256: t.optional("sha256", sha256),
+            from: origin(t),
             members: t.with_default("members", vec![], array(word)),
             to: t.required("to", absolute),
         }),
         Kind::Rootfs => Input::Rootfs(RootfsInput {
             name: t.required("name", word),
-            path: t.required("path", word),
-            sha256: t.optional("sha256", sha256),
+            from: origin(t),
             kernel: t.optional("kernel", word),
             foreign: t.with_default("foreign", vec![], array(absolute)),
         }),
@@ -258,10 +255,18 @@ fn input(t: &mut Table<'_, '_>) -> Input {
         }),
         Kind::ImageArchive => Input::ImageArchive(ImageArchiveInput {
             name: t.required("name", word),
-            path: t.required("path", word),
-            sha256: t.optional("sha256", sha256),
+            from: origin(t),
             names: t.with_default("names", BTreeMap::new(), strings),
         }),
+    }
+}
+
+fn origin(t: &mut Table<'_, '_>) -> FileOrigin {
+    FileOrigin {
+        path: t.optional("path", word),
+        url: t.optional("url", word),
+        sha256: t.optional("sha256", sha256),
+        checksums: t.with_default("checksums", vec![], array(word)),
     }
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Small helpers for messages: lists, and the nearest of some names.
 
+use std::collections::BTreeSet;
+
 /// "`a`, `b`, `c`".
 pub(crate) fn list<S: AsRef<str>>(names: &[S]) -> String {
     names.iter().map(|name| format!("`{}`", name.as_ref())).collect::<Vec<_>>().join(", ")
@@ -15,6 +17,15 @@ pub(crate) fn closest<'a>(name: &str, candidates: &[&'a str]) -> Option<&'a str>
         .filter(|(distance, _)| *distance <= limit)
         .min()
         .map(|(_, candidate)| candidate)
+}
+
+/// At most `most` of the candidates, each once, those first that are most like `name`.
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>, most: usize) -> Vec<&'a str> {
+    let candidates: BTreeSet<&str> = candidates.into_iter().collect();
+    let mut candidates: Vec<_> =
+        candidates.into_iter().map(|candidate| (distance(name, candidate), candidate)).collect();
+    candidates.sort_unstable();
+    candidates.into_iter().take(most).map(|(_, candidate)| candidate).collect()
 }
 
 /// Edits between two words; a swap of neighbours counts as one.
@@ -48,5 +59,7 @@ mod tests {
         assert_eq!(closest("gatewya", &keys), Some("gateway"));
         assert_eq!(closest("colour", &keys), None);
         assert_eq!(closest("", &keys), None);
+        assert_eq!(nearest("pod_subnet", keys, 1), ["pod_subnets"]);
+        assert_eq!(nearest("pod_subnet", keys.into_iter().chain(keys), 9).len(), 4, "each once");
     }
 }

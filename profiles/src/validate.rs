@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::decode::Decoder;
 use crate::schema::{
-    Cluster, DiskSection, Distribution, Input, LoadBalancerSection, NetworkPlugin, ProxyMode, Role, RpmInput,
-    RpmRepositoryInput,
+    Cluster, DiskSection, Distribution, FileOrigin, Input, LoadBalancerSection, NetworkPlugin, ProxyMode, Role,
+    RpmInput, RpmRepositoryInput,
 };
 use crate::sections::{is_clean_path, is_dns_name};
 use crate::text;
@@ -371,9 +371,9 @@ fn inputs(c: &Cluster, d: &mut Decoder) {
                     );
                 }
             }
-            Input::File(file) => inside_directory(d, &format!("input[{index}].path"), &file.path),
+            Input::File(file) => origin(d, index, &file.from),
             Input::Tar(tar) => {
-                archive(d, index, &tar.path);
+                archive(d, index, &tar.from);
                 for (at, member) in tar.members.iter().enumerate() {
                     if !is_clean_path(&format!("/{member}")) {
                         let what = format!("\"{member}\" is not a plain path inside an archive");
@@ -383,7 +383,7 @@ fn inputs(c: &Cluster, d: &mut Decoder) {
                 }
             }
             Input::Rootfs(rootfs) => {
-                archive(d, index, &rootfs.path);
+                archive(d, index, &rootfs.from);
                 if c.rootfs().next().is_some_and(|first| first.name != rootfs.name) {
                     let what = "two inputs are root filesystems";
                     d.report(&[&format!("input[{index}].kind")], what, "there is one root", "keep one of them");
@@ -392,7 +392,7 @@ fn inputs(c: &Cluster, d: &mut Decoder) {
             Input::Rpm(rpm) => rpms(c, d, index, rpm),
             Input::RpmRepository(repository) => rpm_repository(c, d, index, repository),
             Input::ImageArchive(images) => {
-                archive(d, index, &images.path);
+                archive(d, index, &images.from);
                 for name in images.names.keys().filter(|name| tag(name).is_none()) {
                     let what = format!("\"{name}\" is not an image reference with a tag");
                     let key = format!("input[{index}].names.{name}");
@@ -489,13 +489,87 @@ fn inside_directory(d: &mut Decoder, key: &str, path: &str) {
 /// How the names of archives end that can be read.
 const ARCHIVES: [&str; 5] = [".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.zst"];
 
-fn archive(d: &mut Decoder, index: usize, path: &str) {
-    let key = format!("input[{index}].path");
-    inside_directory(d, &key, path);
-    if !ARCHIVES.iter().any(|end| path.ends_with(end)) {
-        let what = format!("\"{path}\" is not an archive: none of {}", text::list(&ARCHIVES));
+fn archive(d: &mut Decoder, index: usize, from: &FileOrigin) {
+    origin(d, index, from);
+    let key = format!("input[{index}].{}", if from.path.is_some() { "path" } else { "url" });
+    let place = from.place();
+    // What an address has after a question mark is no part of the name.
+    let name = if from.path.is_some() { place } else { place.split('?').next().unwrap_or_default() };
+    if !name.is_empty() && !ARCHIVES.iter().any(|end| name.ends_with(end)) {
+        let what = format!("\"{place}\" is not an archive: none of {}", text::list(&ARCHIVES));
         d.report(&[&key], what, "", "pack it as one of these");
     }
+}
+
+/// Where a file comes from: one place, and by http not without something that says what it must be.
+fn origin(d: &mut Decoder, index: usize, from: &FileOrigin) {
+    let key = |name: &str| format!("input[{index}].{name}");
+    let (path_key, url_key, checksums_key) = (key("path"), key("url"), key("checksums"));
+    match (&from.path, &from.url) {
+        (Some(_), Some(_)) => {
+            let what = format!("`input[{index}]` has both `path` and `url`");
+            d.report(&[&url_key, &path_key], what, "a file comes from one place", "keep one of them");
+        }
+        (None, None) => d.report(
+            &[&path_key, &url_key],
+            format!("`input[{index}]` has neither `path` nor `url`"),
+            "",
+            "write `path` of a file beside the cluster file, or `url` of one to be downloaded",
+        ),
+        (Some(path), None) => {
+            inside_directory(d, &path_key, path);
+            if !from.checksums.is_empty() {
+                d.report(
+                    &[&checksums_key, &path_key],
+                    "`checksums` of a file beside the cluster file",
+                    "they are for what is downloaded",
+                    "write its `sha256`, or drop them",
+                );
+            }
+        }
+        (None, Some(url)) => {
+            address(d, &url_key, url);
+            checksums(d, &checksums_key, &from.checksums);
+            let vouched = from.sha256.is_some() || from.checksums.iter().any(|place| !place.starts_with("http://"));
+            if url.starts_with("http://") && !vouched {
+                d.report(
+                    &[&url_key, &key("sha256"), &checksums_key],
+                    format!("nothing says that what comes from {url} is the right file"),
+                    "anybody on the way can change what comes by http",
+                    "write `https://`, or its `sha256`, or `checksums` that come by https or lie beside the cluster file",
+                );
+            }
+        }
+    }
+}
+
+/// Lists of checksums: addresses, or files beside the cluster file.
+fn checksums(d: &mut Decoder, key: &str, places: &[String]) {
+    for (at, place) in places.iter().enumerate() {
+        let key = format!("{key}[{at}]");
+        if place.contains("://") {
+            address(d, &key, place);
+        } else {
+            inside_directory(d, &key, place);
+        }
+        if places[..at].contains(place) {
+            d.report(&[&key], format!("\"{place}\" is listed twice"), "", "keep one of them");
+        }
+    }
+}
+
+/// The address of a file that is downloaded.
+fn address(d: &mut Decoder, key: &str, url: &str) {
+    let rest = ["http://", "https://"].iter().find_map(|scheme| url.strip_prefix(scheme)).unwrap_or_default();
+    let (host, path) = rest.split('?').next().and_then(|place| place.split_once('/')).unwrap_or_default();
+    let (what, why) = if host.contains('@') {
+        (format!("\"{url}\" has a name or a password in it"), "the lock names the address, and everybody may read it")
+    } else if host.is_empty() || path.is_empty() || path.ends_with('/') || url.contains(['#', ' ', '\\', '"']) {
+        (format!("\"{url}\" is not the address of a file"), "")
+    } else {
+        return;
+    };
+    d.report(&[key], what, why, "write it like \"https://dl.k8s.io/v1.32.1/bin/linux/amd64/kubeadm\"");
 }
 
 /// The control-plane images that kubeadm names after the version.

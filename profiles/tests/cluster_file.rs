@@ -22,6 +22,33 @@ fn repository(url: &str, packages: &str, more: &str) -> String {
     format!("kind = \"rpm-repository\"\nname = \"kylin\"\nurl = \"{url}\"\npackages = [{packages}]\n{more}")
 }
 
+/// The place of the input `runc` of [`KYLIN`].
+const RUNC: &str = "path = \"inputs/runc.loong64\"\n";
+
+/// An address in its place.
+fn url(url: &str, more: &str) -> String {
+    format!("url = \"{url}\"\n{more}")
+}
+
+#[test]
+fn files_come_from_beside_the_cluster_file_or_from_an_address() {
+    let sha256 = "5ed13bb4bc1d5fb4579b8cc8c7c2245356837122f9a3fd729c2f6d1338f58dcf";
+    for (place, more) in [
+        ("https://h/runc", ""),
+        ("https://h:8443/a%20b/runc?download=1", "checksums = [\"http://h/runc.sha256sum\"]\n"),
+        ("http://h/runc", &format!("sha256 = \"{sha256}\"\n")),
+        ("http://h/runc", "checksums = [\"inputs/runc.sha256sum\"]\n"),
+        ("http://h/runc", "checksums = [\"http://h/runc.sha256sum\", \"https://h/runc.sha256sum\"]\n"),
+    ] {
+        let text = KYLIN.replacen(RUNC, &url(place, more), 1);
+        let cluster = Cluster::parse("cluster.toml", &text).unwrap_or_else(|report| panic!("{report}"));
+        let file = cluster.files().find(|file| file.name == "runc").unwrap();
+        assert_eq!((file.from.place(), file.from.path.as_ref()), (place, None));
+    }
+    let cluster = Cluster::parse("cluster.toml", KYLIN).unwrap();
+    assert_eq!(cluster.rootfs().next().unwrap().from.place(), "inputs/kylin-server-v11-loongarch64.tar.zst");
+}
+
 /// What is checked of a repository, by what the file says of keys.
 #[test]
 fn a_repository_is_checked_where_there_are_keys() {
@@ -312,6 +339,53 @@ fn each_check_finds_its_mistake() {
             &repository("https://h/x", "\"a\"", "keys = [\"k\"]\nsigned = \"indx\""),
             "input[1].signed",
             "cannot be \"indx\"",
+        ),
+        ("kylin", RUNC, "", "input[6].path", "has neither `path` nor `url`"),
+        ("kylin", RUNC, "path = 7\n", "input[6].path", "must be a string"),
+        ("kylin", RUNC, &url("https://h/runc", RUNC), "input[6].url", "has both `path` and `url`"),
+        ("kylin", RUNC, &url("https://h/", ""), "input[6].url", "is not the address of a file"),
+        ("kylin", RUNC, &url("https://h", ""), "input[6].url", "is not the address of a file"),
+        ("kylin", RUNC, &url("ftp://h/runc", ""), "input[6].url", "is not the address of a file"),
+        ("kylin", RUNC, &url("https:///runc", ""), "input[6].url", "is not the address of a file"),
+        ("kylin", RUNC, &url("https://h/runc#1", ""), "input[6].url", "is not the address of a file"),
+        ("kylin", RUNC, &url("https://me:secret@h/runc", ""), "input[6].url", "has a name or a password in it"),
+        ("kylin", RUNC, &url("http://h/runc", ""), "input[6].url", "nothing says that what comes from http://h/runc"),
+        (
+            "kylin",
+            RUNC,
+            &url("http://h/runc", "checksums = [\"http://h/sums\"]\n"),
+            "input[6].url",
+            "nothing says that",
+        ),
+        ("kylin", RUNC, &url("https://h/runc", "sha256 = \"5ed1\"\n"), "input[6].sha256", "is not a SHA-256"),
+        ("kylin", RUNC, &url("https://h/runc", "checksums = [\"../sums\"]\n"), "input[6].checksums[0]", "leads out of"),
+        (
+            "kylin",
+            RUNC,
+            &url("https://h/runc", "checksums = [\"https://h/\"]\n"),
+            "input[6].checksums[0]",
+            "is not the address of a file",
+        ),
+        (
+            "kylin",
+            RUNC,
+            &url("https://h/runc", "checksums = [\"sums\", \"sums\"]\n"),
+            "input[6].checksums[1]",
+            "is listed twice",
+        ),
+        (
+            "kylin",
+            RUNC,
+            &format!("{RUNC}checksums = [\"sums\"]\n"),
+            "input[6].checksums",
+            "`checksums` of a file beside the cluster file",
+        ),
+        (
+            "kylin",
+            "path = \"inputs/images-loong64.tar.zst\"",
+            "url = \"https://h/images.zip?x=.tar\"",
+            "input[9].url",
+            "is not an archive",
         ),
         ("kylin", "members = [\"bin\"]", "members = [\"../bin\"]", "input[5].members[0]", "not a plain path"),
         (

@@ -37,8 +37,11 @@ fn sections() -> Vec<Section> {
             open = false;
         } else if let Some(section) = sections.last_mut().filter(|_| open && !doc.is_empty()) {
             let name = code.trim_start_matches("pub ").split(':').next().unwrap_or_default();
-            let is_key =
-                code.contains(": ") && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+            // A field whose keys another section explains is no key itself.
+            let refers = doc.first().is_some_and(|line: &&str| line.starts_with("The keys "));
+            let is_key = !refers
+                && code.contains(": ")
+                && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
             section.rows.push((is_key.then(|| name.to_owned()), doc.join(" ")));
         }
         if !code.starts_with("#[") {

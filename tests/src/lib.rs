@@ -20,4 +20,5 @@ pub mod room;
 pub mod serial;
 pub mod switch;
 pub mod tool;
+pub mod web;
 pub mod workload;

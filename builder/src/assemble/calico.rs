@@ -121,22 +121,22 @@ pub fn manifests(cluster: &Cluster, read: impl Fn(&FileInput) -> Result<Option<V
             absent = true;
             continue;
         };
-        looked_in.push(file.path.as_str());
+        looked_in.push(file.from.place());
         if content.len() as u64 > LARGEST {
-            let message = format!("{} has more than {} MiB, and so is no manifest", file.path, LARGEST >> 20);
-            return Err(Failure::user(message).hint("see `path` and `to` of that input").into());
+            let message = format!("{} has more than {} MiB, and so is no manifest", file.from.place(), LARGEST >> 20);
+            return Err(Failure::user(message).hint("see `path` or `url`, and `to`, of that input").into());
         }
         // Other manifests are none of our business, whatever is in them.
         let Ok(text) = String::from_utf8(content) else { continue };
         if text.contains(NODE) {
             let done = configure(&text, &settings).map_err(|problems| {
-                let problems = problems.iter().map(|problem| format!("\n  {}: {problem}", file.path));
+                let problems = problems.iter().map(|problem| format!("\n  {}: {problem}", file.from.place()));
                 let message =
                     format!("Calico's manifest cannot be set to this cluster:{}", problems.collect::<String>());
                 Failure::user(message).hint(HINT)
             })?;
             if let Some(done) = done {
-                configured.insert(file.to.clone(), (file.path.as_str(), done));
+                configured.insert(file.to.clone(), (file.from.place(), done));
             }
         }
     }

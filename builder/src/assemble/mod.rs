@@ -155,7 +155,7 @@ impl Bench<'_> {
     fn origin(&self, content: &Content) -> Option<String> {
         let Content::Slice { object, .. } = content else { return None };
         if let Some((to, ..)) = self.sources.files.iter().find(|(.., file)| file == object) {
-            let path = self.cluster.files().find(|file| file.to == *to).map_or("", |file| &file.path);
+            let path = self.cluster.files().find(|file| file.to == *to).map_or("", |file| file.from.place());
             return Some(format!("the input file {path}"));
         }
         if let Some(origin) = self.vendor_origin(object) {

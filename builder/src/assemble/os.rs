@@ -81,7 +81,7 @@ fn key(bench: &Bench<'_>, kind: NodeKind, firstboot: &[u8], step: &str, version:
 
 fn assemble(bench: &Bench<'_>, kind: NodeKind, firstboot: &'static [u8]) -> Result<OsLayer> {
     match bench.cluster.rootfs().next() {
-        Some(rootfs) => tracing::info!("assembling the OS layer from {}", rootfs.path),
+        Some(rootfs) => tracing::info!("assembling the OS layer from {}", rootfs.from.place()),
         None => tracing::info!("assembling the OS layer from {} packages", bench.sources.os.len()),
     }
     let root = root(bench, kind)?;

@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use profiles::Cluster;
 use profiles::node::Architecture;
-use profiles::schema::{DebInput, SourceInput};
+use profiles::schema::{DebInput, FileOrigin, SourceInput};
 
 use super::{Deb, Sources, programs, vendor};
 use crate::error::Failure;
 use crate::inputs::request::{DebRequest, FileRequest, Origin, Request, SourceRequest};
 use crate::inputs::source;
+use crate::inputs::url::UrlRequest;
 use crate::lock::{ItemKind, Lock};
 use crate::store::Digest;
 
@@ -100,17 +101,23 @@ pub fn requests(cluster: &Cluster) -> Result<BTreeMap<String, Request>> {
         requests.insert(source.name.clone(), Request::Source(request));
     }
     for file in cluster.files() {
-        requests.insert(file.name.clone(), file_request(&file.name, &file.path, file.sha256.as_deref())?);
+        requests.insert(file.name.clone(), file_request(&file.name, &file.from)?);
     }
     vendor::requests(cluster, &mut requests)?;
     Ok(requests)
 }
 
-/// The request for the file at `path`, of the input `name`.
-pub(super) fn file_request(name: &str, path: &str, sha256: Option<&str>) -> Result<Request> {
-    let sha256 = sha256.map(str::parse).transpose();
+/// The request for the file of the input `name`.
+pub(super) fn file_request(name: &str, from: &FileOrigin) -> Result<Request> {
+    let sha256 = from.sha256.as_deref().map(str::parse).transpose();
     let sha256 = sha256.with_context(|| format!("reading the sha256 of input `{name}`"))?;
-    Ok(Request::File(FileRequest { path: path.to_owned(), sha256 }))
+    Ok(match &from.url {
+        Some(url) => {
+            let checksums = from.checksums.iter().cloned().collect();
+            Request::Url(UrlRequest { url: url.clone(), sha256, checksums })
+        }
+        None => Request::File(FileRequest { path: from.place().to_owned(), sha256 }),
+    })
 }
 
 /// Packages to be asked for.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a user brings from beside the cluster file besides single files: a vendor's root filesystem, packages laid over it, and
-//! archives of programs. Images are [`super::image_archive`]'s.
+//! What a user brings besides single files: a vendor's root filesystem, packages laid over it, and archives of
+//! programs. Images are [`super::image_archive`]'s.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,7 +40,7 @@ pub struct Vendor {
 /// A root filesystem.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Rootfs {
-    /// Path of the archive.
+    /// Path or address of the archive.
     #[serde(skip)]
     pub path: String,
     /// The archive.
@@ -73,7 +73,7 @@ pub struct Brought {
 /// An archive of files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Tar {
-    /// Path of the archive.
+    /// Path or address of the archive.
     #[serde(skip)]
     pub path: String,
     /// The archive.
@@ -87,7 +87,7 @@ pub struct Tar {
 /// An archive of images.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ImageArchive {
-    /// Path of the archive.
+    /// Path or address of the archive.
     #[serde(skip)]
     pub path: String,
     /// The archive.
@@ -105,11 +105,11 @@ impl Vendor {
 
 /// Adds what `cluster` needs to `requests`.
 pub(super) fn requests(cluster: &Cluster, requests: &mut BTreeMap<String, Request>) -> Result<()> {
-    let rootfs = cluster.rootfs().map(|input| (&input.name, &input.path, &input.sha256));
-    let tars = cluster.tars().map(|input| (&input.name, &input.path, &input.sha256));
-    let images = cluster.image_archives().map(|input| (&input.name, &input.path, &input.sha256));
-    for (name, path, sha256) in rootfs.chain(tars).chain(images) {
-        requests.insert(name.clone(), file_request(name, path, sha256.as_deref())?);
+    let rootfs = cluster.rootfs().map(|input| (&input.name, &input.from));
+    let tars = cluster.tars().map(|input| (&input.name, &input.from));
+    let images = cluster.image_archives().map(|input| (&input.name, &input.from));
+    for (name, from) in rootfs.chain(tars).chain(images) {
+        requests.insert(name.clone(), file_request(name, from)?);
     }
     for input in cluster.rpms() {
         let paths = input.paths.iter().chain(&input.keys).cloned().collect();
@@ -140,24 +140,24 @@ pub(super) fn from_lock(cluster: &Cluster, lock: &Lock) -> Result<Vendor> {
     };
     let rootfs = cluster.rootfs().next().map(|input| -> Result<Rootfs> {
         Ok(Rootfs {
-            path: input.path.clone(),
-            object: object(&input.name, &input.path)?,
+            path: input.from.place().to_owned(),
+            object: object(&input.name, input.from.place())?,
             kernel: input.kernel.clone(),
             foreign: input.foreign.clone(),
         })
     });
     let tars = cluster.tars().map(|input| -> Result<Tar> {
         Ok(Tar {
-            path: input.path.clone(),
-            object: object(&input.name, &input.path)?,
+            path: input.from.place().to_owned(),
+            object: object(&input.name, input.from.place())?,
             members: input.members.clone(),
             to: input.to.clone(),
         })
     });
     let images = cluster.image_archives().map(|input| -> Result<ImageArchive> {
         Ok(ImageArchive {
-            path: input.path.clone(),
-            object: object(&input.name, &input.path)?,
+            path: input.from.place().to_owned(),
+            object: object(&input.name, input.from.place())?,
             names: input.names.clone(),
         })
     });
@@ -486,6 +486,7 @@ mod tests {
                     let packages = repository.packages.iter().map(|path| item(ItemKind::Rpm, name, path));
                     packages.chain(repository.keys.iter().map(|path| item(ItemKind::File, "", path))).collect()
                 }
+                Request::Url(wanted) => vec![item(ItemKind::Url, "", &wanted.url)],
                 Request::Deb(_) | Request::Source(_) => vec![],
             };
             let input = LockedInput { request: request.digest().unwrap(), suites: vec![], date: 0, items };

@@ -7,6 +7,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::Result;
+use profiles::schema::FileInput;
 
 use crate::assemble::calico;
 use crate::cli::Options;
@@ -16,7 +17,9 @@ use crate::error::Failure;
 pub(super) fn run(options: &Options) -> Result<()> {
     let file = ClusterFile::load(&options.cluster)?;
     file.nodes(options)?;
-    say(&calico::manifests(&file.cluster, |input| manifest(&file.dir().join(&input.path)))?);
+    // One by address is as good as not brought yet: validation needs no network and no store.
+    let read = |input: &FileInput| input.from.path.as_ref().map_or(Ok(None), |path| manifest(&file.dir().join(path)));
+    say(&calico::manifests(&file.cluster, read)?);
     tracing::info!("{}: valid; {} nodes", file.path.display(), file.cluster.node.len());
     Ok(())
 }

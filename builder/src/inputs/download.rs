@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Brings files whose sha256 and size are known into the store: in parallel, continued where they broke off, tried
-//! again when the network fails, verified before anyone can see them. Knows nothing of what the files are.
+//! Brings files into the store: in parallel, continued where they broke off, tried again when the network fails. Those
+//! of which sha256 and size are known are verified before anyone can see them; others ([`Downloader::fetch_new`]) are
+//! continued only where the server says that they are still the same. Knows nothing of what the files are.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -11,11 +12,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
 
-use super::http::{Client, GetError};
+use super::http::{Client, GetError, Response};
 use super::mirror::Proxies;
 use crate::error::{ErrorKind, Failure};
 use crate::store::{Digest, Partial, Store};
+
+/// How much is read from a connection before it is written, in bytes: what comes again after an interruption is less,
+/// apart from what the kernel had received for a process that was killed.
+const BLOCK: usize = 128 << 10;
 
 /// One file to fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +94,126 @@ impl Progress {
         self.0.set_length(bytes);
         self.0.set_message(format!("Fetching {count} files"));
     }
+}
+
+/// What is known of a file that is to come.
+#[derive(Debug, Clone, Copy)]
+enum Known {
+    /// What it must be.
+    Locked { sha256: Digest, size: u64 },
+    /// What somebody says that it is. It is taken as it comes.
+    Claimed(Digest),
+    /// Nothing. It is taken as it comes.
+    Nothing,
+}
+
+impl Known {
+    fn sha256(self) -> Option<Digest> {
+        match self {
+            Self::Locked { sha256, .. } | Self::Claimed(sha256) => Some(sha256),
+            Self::Nothing => None,
+        }
+    }
+}
+
+/// Which version of a file is under way. Where a sha256 is known, that tells at the end whether what came at several
+/// times fits together; where none is, this must.
+#[derive(Debug, Serialize, Deserialize)]
+struct Version {
+    /// The boot of this machine in which it was begun: after a crash nobody knows which bytes reached the disk.
+    boot: String,
+    /// As the server names the version: [`Response::version`].
+    name: String,
+    /// Bytes of the whole file, if the server said so.
+    size: Option<u64>,
+}
+
+/// A file under way.
+struct Download {
+    known: Known,
+    partial: Partial,
+    /// Bytes of the whole file, once they are known.
+    size: Option<u64>,
+    /// If the server names versions. Of a locked file it does not matter.
+    version: Option<Version>,
+}
+
+impl Download {
+    /// Begins, or goes on with what another process has left.
+    fn open(store: &Store, known: Known, url: &str) -> Result<Self> {
+        let (partial, size) = match known {
+            Known::Locked { sha256, size } => (store.partial(&sha256)?, Some(size)),
+            Known::Claimed(sha256) => (store.unknown_partial(&sha256)?, None),
+            Known::Nothing => (store.unknown_partial(&Digest::of(url.as_bytes()))?, None),
+        };
+        let mut download = Self { known, partial, size, version: None };
+        if !matches!(known, Known::Locked { .. }) {
+            let version = download.partial.note().and_then(|note| serde_json::from_slice::<Version>(&note).ok());
+            download.version = version.filter(|version| Some(&version.boot) == boot().as_ref());
+            download.size = download.version.as_ref().and_then(|version| version.size);
+        }
+        if download.is_adrift() || download.size.is_some_and(|size| download.partial.len() > size) {
+            download.restart()?;
+        }
+        Ok(download)
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        self.version = None;
+        if !matches!(self.known, Known::Locked { .. }) {
+            self.size = None;
+        }
+        self.partial.restart()
+    }
+
+    fn is_whole(&self) -> bool {
+        self.size.is_some_and(|size| self.partial.len() >= size)
+    }
+
+    /// Whether there is a beginning, and nothing to tell by whether what comes is the rest of it.
+    fn is_adrift(&self) -> bool {
+        matches!(self.known, Known::Nothing) && self.version.is_none() && !self.partial.is_empty()
+    }
+
+    /// Whether an answer with a part of the file (HTTP 206) is the rest of what is there.
+    fn is_rest(&self, response: &Response) -> bool {
+        let offset = self.partial.len();
+        match &self.version {
+            // Not every server that knows ranges knows `If-Range`.
+            Some(version) => {
+                response.start == Some(offset)
+                    && response.version.as_ref() == Some(&version.name)
+                    && (version.size.is_none() || response.total == version.size)
+            }
+            None => !matches!(self.known, Known::Nothing) && response.start.is_none_or(|start| start == offset),
+        }
+    }
+
+    /// Learns from an answer that has the rest of the file how long it is, and where it begins, which version it is.
+    fn learn(&mut self, response: &Response) -> Result<()> {
+        if matches!(self.known, Known::Locked { .. }) {
+            return Ok(());
+        }
+        let length = response.length.map(|length| self.partial.len() + length);
+        let begins = self.partial.is_empty();
+        if begins || self.size.is_none() {
+            self.size = response.total.or(length);
+        }
+        if begins {
+            let version = boot().zip(response.version.clone());
+            self.version = version.map(|(boot, name)| Version { boot, name, size: self.size });
+            if let Some(version) = &self.version {
+                // Before any of the content.
+                self.partial.set_note(&serde_json::to_vec(version).context("noting the version of a download")?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What names the time since this machine was started; none on a system that does not say.
+fn boot() -> Option<String> {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
 }
 
 /// Why a download ended.
@@ -200,13 +326,52 @@ impl Downloader {
     }
 
     fn fetch_item(&self, item: &Item) -> Result<()> {
+        let known = Known::Locked { sha256: item.sha256, size: item.size };
+        self.fetch_known(known, &item.name, &item.urls, &item.missing_hint).map(drop)
+    }
+
+    /// Brings a file into the store that nobody has locked yet, and gives its sha256 and size. It is taken as it comes:
+    /// the caller has to compare it with what is said of it. What is `claimed` to be its sha256 saves the download
+    /// where the store has that.
+    ///
+    /// # Errors
+    /// If it cannot be had. What came so far is kept.
+    pub(crate) fn fetch_new(
+        &self,
+        name: &str,
+        urls: &[String],
+        claimed: Option<Digest>,
+        missing_hint: &str,
+    ) -> Result<(Digest, u64)> {
+        if let Some(sha256) = claimed
+            && let Some(size) = self.store.size(&sha256)
+            && self.store.verify(&sha256).is_ok()
+        {
+            return Ok((sha256, size));
+        }
+        if self.options.offline {
+            return Err(offline_without_lock(name).into());
+        }
+        self.progress.start(1, 0);
+        self.stop.store(false, Ordering::Relaxed);
+        let found = self.fetch_known(claimed.map_or(Known::Nothing, Known::Claimed), name, urls, missing_hint);
+        self.progress.0.finish_and_clear();
+        found
+    }
+
+    /// From the first of the addresses that has it.
+    fn fetch_known(&self, known: Known, name: &str, urls: &[String], missing_hint: &str) -> Result<(Digest, u64)> {
+        // A file may be called by its address.
+        let message = |url: &str| {
+            if name.ends_with(url) { format!("downloading {name}") } else { format!("downloading {name} from {url}") }
+        };
         let mut last = None;
-        for url in &item.urls {
-            match self.fetch_from(item, url) {
-                Ok(()) => return Ok(()),
-                Err(End::Fatal(e)) => return Err(e.context(format!("downloading {} from {url}", item.name))),
+        for url in urls {
+            match self.fetch_from(known, url) {
+                Ok(found) => return Ok(found),
+                Err(End::Fatal(e)) => return Err(e.context(message(url))),
                 Err(end) => {
-                    tracing::debug!("{} is not to be had from {url}.", item.name);
+                    tracing::debug!("{name} is not to be had from {url}.");
                     // What a mirror had and was wrong says more than that another has nothing.
                     if !matches!((&last, &end), (Some((_, End::Wrong(_))), End::NotFound(_))) {
                         last = Some((url, end));
@@ -215,13 +380,13 @@ impl Downloader {
             }
         }
         let Some((url, end)) = last else {
-            return Err(Failure::new(ErrorKind::Internal, format!("{} has no address", item.name)).into());
+            return Err(Failure::new(ErrorKind::Internal, format!("{name} has no address")).into());
         };
-        let message = format!("downloading {} from {url}", item.name);
+        let message = message(url);
         Err(match end {
             End::NotFound(status) => {
                 let gone = Gone { message: format!("{message}: the mirror does not have it (HTTP {status})") };
-                let failure = Failure::environment(gone.message.clone()).hint(item.missing_hint.clone());
+                let failure = Failure::environment(gone.message.clone()).hint(missing_hint);
                 anyhow::Error::new(failure).context(gone)
             }
             End::Wrong(what) => Failure::verification(format!("{message}: {what}"))
@@ -234,49 +399,58 @@ impl Downloader {
         })
     }
 
-    fn fetch_from(&self, item: &Item, url: &str) -> Result<(), End> {
+    fn fetch_from(&self, known: Known, url: &str) -> Result<(Digest, u64), End> {
         let mut fresh = false;
         loop {
-            let mut partial = self.store.partial(&item.sha256).map_err(End::Fatal)?;
-            if self.store.has(&item.sha256) {
+            let mut download = Download::open(&self.store, known, url).map_err(End::Fatal)?;
+            if let Some(sha256) = known.sha256()
+                && let Some(size) = self.store.size(&sha256)
+            {
                 // Another process was at it, and has it.
-                partial.discard();
-                return Ok(());
+                download.partial.discard();
+                return Ok((sha256, size));
             }
-            if fresh || partial.len() > item.size {
-                partial.restart().map_err(End::Fatal)?;
+            if fresh {
+                download.restart().map_err(End::Fatal)?;
             }
-            let continued = !partial.is_empty();
-            self.progress.0.inc(partial.len());
-            if let Err(end) = self.fill(&mut partial, item, url) {
+            let continued = !download.partial.is_empty();
+            self.progress.0.inc(download.partial.len());
+            if let Err(end) = self.fill(&mut download, url) {
+                let partial = download.partial;
                 self.progress.0.dec(partial.len());
                 if partial.is_empty() || matches!(end, End::Wrong(_)) {
                     partial.discard();
                 }
                 return Err(end);
             }
-            match partial.commit() {
-                Ok(()) => return Ok(()),
+            let partial = download.partial;
+            let (found, size) = (partial.digest(), partial.len());
+            let is_right = known.sha256().is_none_or(|sha256| sha256 == found);
+            if !is_right && continued && !fresh {
                 // What was there before may have been of another file: once more, from the start.
-                Err(_) if continued && !fresh => fresh = true,
-                Err(e) if e.downcast_ref::<Failure>().is_some_and(|f| f.kind == ErrorKind::Verification) => {
-                    return Err(End::Wrong(e.to_string()));
-                }
-                Err(e) => return Err(End::Fatal(e)),
+                self.progress.0.dec(size);
+                fresh = true;
+                continue;
             }
-            self.progress.0.dec(item.size);
+            if let (Known::Locked { sha256, .. }, false) = (known, is_right) {
+                partial.discard();
+                return Err(End::Wrong(format!("sha256 is {found}, expected {sha256}")));
+            }
+            partial.commit().map_err(End::Fatal)?;
+            return Ok((found, size));
         }
     }
 
-    /// Downloads until the file has its size.
-    fn fill(&self, partial: &mut Partial, item: &Item, url: &str) -> Result<(), End> {
-        let mut tries = 0;
-        while partial.len() < item.size || item.size == 0 {
-            let before = partial.len();
-            match self.attempt(partial, item, url) {
+    /// Downloads until the file is whole.
+    fn fill(&self, download: &mut Download, url: &str) -> Result<(), End> {
+        let (mut tries, mut furthest) = (0, download.partial.len());
+        while !download.is_whole() || download.size == Some(0) {
+            match self.attempt(download, url) {
                 Ok(()) => return Ok(()),
                 Err(End::Transient(why)) => {
-                    tries = if partial.len() > before { 1 } else { tries + 1 };
+                    // One that starts over again and again makes no progress.
+                    tries = if download.partial.len() > furthest { 1 } else { tries + 1 };
+                    furthest = furthest.max(download.partial.len());
                     if tries >= self.options.attempts {
                         return Err(End::Transient(why));
                     }
@@ -289,38 +463,50 @@ impl Downloader {
         Ok(())
     }
 
+    fn restart(&self, download: &mut Download) -> Result<(), End> {
+        self.progress.0.dec(download.partial.len());
+        download.restart().map_err(End::Fatal)
+    }
+
     /// One request.
-    fn attempt(&self, partial: &mut Partial, item: &Item, url: &str) -> Result<(), End> {
-        let offset = partial.len();
-        let mut response = self.client.get(url, offset).map_err(|e| match e {
+    fn attempt(&self, download: &mut Download, url: &str) -> Result<(), End> {
+        if download.is_adrift() {
+            self.restart(download)?;
+        }
+        let offset = download.partial.len();
+        let version = download.version.as_ref().map(|version| version.name.as_str());
+        let mut response = self.client.get_version(url, offset, version).map_err(|e| match e {
             GetError::Transient(why) => End::Transient(why),
             GetError::Permanent(why) => End::Fatal(
                 Failure::environment(why).hint("check the mirror's address, or name another with --mirror URL").into(),
             ),
         })?;
-        let restart = |partial: &mut Partial| {
-            self.progress.0.dec(partial.len());
-            partial.restart().map_err(End::Fatal)
-        };
         match response.status {
-            206 if response.start.is_none_or(|start| start == offset) => {}
+            206 if download.is_rest(&response) => {}
             200 if offset == 0 => {}
-            // A server that knows no ranges begins at the beginning.
-            200 => restart(partial)?,
+            // A server that knows no ranges begins at the beginning, and so does one that has another version now.
+            200 => self.restart(download)?,
+            // Whether it is what was wanted, its sha256 will tell.
+            416 if response.total == Some(offset) && matches!(download.known, Known::Claimed(_)) => return Ok(()),
             206 | 416 => {
-                restart(partial)?;
+                self.restart(download)?;
                 return Err(End::Transient(format!("HTTP {}: the download cannot be continued", response.status)));
             }
             status @ (401 | 403 | 404 | 410) => return Err(End::NotFound(status)),
             status @ (408 | 425 | 429 | 500..) => return Err(End::Transient(format!("HTTP {status}"))),
             status => return Err(End::Wrong(format!("the mirror answers HTTP {status}"))),
         }
-        if let Some(length) = response.length
-            && partial.len() + length != item.size
-        {
-            return Err(wrong_size(partial.len() + length, item.size));
+        download.learn(&response).map_err(End::Fatal)?;
+        if let Known::Locked { size, .. } = download.known {
+            if let Some(length) = response.length
+                && download.partial.len() + length != size
+            {
+                return Err(wrong_size(download.partial.len() + length, size));
+            }
+        } else {
+            self.progress.0.set_length(download.size.unwrap_or(0));
         }
-        let mut buf = vec![0; 128 << 10];
+        let mut buf = vec![0; BLOCK];
         loop {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(End::Fatal(Failure::environment("another download failed").into()));
@@ -329,27 +515,33 @@ impl Downloader {
             if n == 0 {
                 break;
             }
-            if partial.len() + n as u64 > item.size {
-                return Err(End::Wrong(format!("it is bigger than {} bytes, its size by the index", item.size)));
+            if let Some(size) = download.size
+                && download.partial.len() + n as u64 > size
+            {
+                return Err(End::Wrong(format!("it is bigger than the {size} bytes that it should have")));
             }
-            partial.write_all(&buf[..n]).map_err(|e| {
+            download.partial.write_all(&buf[..n]).map_err(|e| {
                 End::Fatal(Failure::io(format!("writing to the store {}", self.store.root().display()), e).into())
             })?;
             self.progress.0.inc(n as u64);
         }
-        if partial.len() < item.size {
-            let why = format!("the connection ended after {} of {} bytes", partial.len(), item.size);
-            return Err(End::Transient(why));
+        let len = download.partial.len();
+        match download.size {
+            Some(size) if len < size => {
+                Err(End::Transient(format!("the connection ended after {len} of {size} bytes")))
+            }
+            None if !response.framed && download.known.sha256() != Some(download.partial.digest()) => {
+                let what = "the server does not say how long it is, so nobody can tell whether all of it came";
+                Err(End::Wrong(what.to_owned()))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Downloads a small file whose sha256 is not known; the caller has to verify it.
     pub(crate) fn fetch_unverified(&self, name: &str, urls: &[String], limit: u64) -> Result<Vec<u8>> {
         if self.options.offline {
-            return Err(Failure::user(format!("{name} is needed, and --offline forbids to fetch it"))
-                .hint("without a lock there is nothing to build from: run `imgbuild lock` with a network first")
-                .into());
+            return Err(offline_without_lock(name).into());
         }
         let mut last = None;
         for url in urls {
@@ -400,6 +592,11 @@ struct Gone {
     message: String,
 }
 
+fn offline_without_lock(name: &str) -> Failure {
+    Failure::user(format!("{name} is needed, and --offline forbids to fetch it"))
+        .hint("without a lock there is nothing to build from: run `imgbuild lock` with a network first")
+}
+
 fn wrong_size(found: u64, wanted: u64) -> End {
     End::Wrong(format!("the mirror's file has {found} bytes, expected {wanted}"))
 }
@@ -433,3 +630,7 @@ fn combine(mut errors: Vec<anyhow::Error>) -> Result<()> {
 #[cfg(test)]
 #[path = "download_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "download_faults_tests.rs"]
+mod faults_tests;

@@ -1,15 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! One GET, by http, https or from a file. Knows proxies and timeouts; nothing of hashes, retries or the store.
+//! One GET, by http, https or from a file. Knows proxies, timeouts and roots of trust; nothing of hashes, retries or
+//! the store.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+
+use super::deb::release::seconds;
 use super::mirror::Proxies;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Names a file with roots of trust that count instead of the built-in ones, as with OpenSSL and curl.
+const ROOTS: &str = "SSL_CERT_FILE";
+/// By how much a date of change must be past for nothing to have changed in the same second by another clock (RFC 9110,
+/// section 8.8.2.2, asks for a second and clocks that agree; RFC 7232 asked for a minute).
+const SETTLED: i64 = 60;
 const USER_AGENT: &str = concat!("imgbuild/", env!("CARGO_PKG_VERSION"));
 
 /// What came back.
@@ -20,6 +30,12 @@ pub(crate) struct Response {
     pub(crate) length: Option<u64>,
     /// Where in the file the body starts, if only a part was sent.
     pub(crate) start: Option<u64>,
+    /// How long the whole file is, if only a part was sent.
+    pub(crate) total: Option<u64>,
+    /// Whether the end of the body shows that it is whole: not where a server just hangs up.
+    pub(crate) framed: bool,
+    /// What tells this version of the file from any other: a strong ETag, or a date of change.
+    pub(crate) version: Option<String>,
     /// The body.
     pub(crate) body: Box<dyn Read + Send>,
 }
@@ -40,13 +56,23 @@ pub(crate) enum GetError {
 pub(crate) struct Client {
     direct: ureq::Agent,
     proxied: ureq::Agent,
+    /// Why nothing can be had by https.
+    no_roots: Option<String>,
     proxies: Proxies,
     stall: Duration,
 }
 
 impl Client {
     /// A client that gives up on a connection on which nothing happens for `stall`.
+    ///
+    /// # Errors
+    /// If a proxy is no address. Where `SSL_CERT_FILE` names no file with certificates, what is by https cannot be had.
     pub(crate) fn new(proxies: &Proxies, stall: Duration) -> Result<Self, GetError> {
+        let (roots, no_roots) = match roots(std::env::var_os(ROOTS).as_deref()) {
+            Ok(roots) => (roots, None),
+            Err(why) => (RootCerts::from([]), Some(why)),
+        };
+        let tls = TlsConfig::builder().root_certs(roots).build();
         let agent = |proxy: Option<ureq::Proxy>| {
             ureq::Agent::config_builder()
                 .http_status_as_error(false)
@@ -56,6 +82,7 @@ impl Client {
                 .timeout_connect(Some(CONNECT_TIMEOUT))
                 .timeout_per_read(Some(stall))
                 .timeout_recv_response(Some(stall))
+                .tls_config(tls.clone())
                 .proxy(proxy)
                 .build()
                 .new_agent()
@@ -66,11 +93,16 @@ impl Client {
             ),
             None => None,
         };
-        Ok(Self { direct: agent(None), proxied: agent(proxy), proxies: proxies.clone(), stall })
+        Ok(Self { direct: agent(None), proxied: agent(proxy), no_roots, proxies: proxies.clone(), stall })
     }
 
     /// Asks for what is at `url`, from byte `offset` on if the server can do that.
     pub(crate) fn get(&self, url: &str, offset: u64) -> Result<Response, GetError> {
+        self.get_version(url, offset, None)
+    }
+
+    /// As [`Self::get`], but from byte 0 on if the file is not of this version any more, as the server sees it.
+    pub(crate) fn get_version(&self, url: &str, offset: u64, version: Option<&str>) -> Result<Response, GetError> {
         if let Some(path) = url.strip_prefix("file://") {
             return get_file(path, offset);
         }
@@ -78,20 +110,30 @@ impl Client {
         let direct = self.is_direct(host);
         if let (true, false, Some(proxy)) = (url.starts_with("http://"), direct, &self.proxies.http) {
             // ureq would open a CONNECT tunnel, which caching proxies only allow for https.
-            return get_by_proxy(proxy, url, offset, self.stall);
+            return get_by_proxy(proxy, url, (offset, version), self.stall);
         }
         let agent = if direct { &self.direct } else { &self.proxied };
         let agent = if url.starts_with("https://") { agent } else { &self.direct };
-        let mut request = agent.get(url).header("Accept-Encoding", "identity");
+        if let (Some(why), true) = (&self.no_roots, url.starts_with("https://")) {
+            return Err(GetError::Permanent(why.clone()));
+        }
+        // What was to come by https does not come by http because a server says so; apt refuses that, too.
+        let request = agent.get(url).config().https_only(url.starts_with("https://")).build();
+        let mut request = request.header("Accept-Encoding", "identity");
         if offset > 0 {
             request = request.header("Range", &format!("bytes={offset}-"));
+            if let Some(version) = version {
+                request = request.header("If-Range", version);
+            }
         }
         let response = request.call().map_err(classify)?;
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
-        let start = header("Content-Range").and_then(range_start);
+        let (start, total) = header("Content-Range").map_or((None, None), range);
         let (status, length) = (response.status().as_u16(), response.body().content_length());
-        let body = response.into_body().into_with_config().limit(u64::MAX).reader();
-        Ok(Response { status, length, start, body: Box::new(body) })
+        let framed = header("Content-Length").is_some() || is_chunked(header("Transfer-Encoding"));
+        let version = strong_version(header);
+        let body = Box::new(response.into_body().into_with_config().limit(u64::MAX).reader());
+        Ok(Response { status, length, start, total, framed, version, body })
     }
 
     fn is_direct(&self, host: &str) -> bool {
@@ -106,6 +148,9 @@ impl Client {
 fn classify(error: ureq::Error) -> GetError {
     use ureq::Error as E;
     match error {
+        E::Io(e) if e.to_string().contains("invalid peer certificate") => GetError::Permanent(format!(
+            "{e}; if the host has its certificate from an authority of yours, name that in {ROOTS}"
+        )),
         E::Io(_)
         | E::Timeout(_)
         | E::HostNotFound
@@ -113,13 +158,48 @@ fn classify(error: ureq::Error) -> GetError {
         | E::Protocol(_)
         | E::ConnectProxyFailed(_)
         | E::BodyStalled => GetError::Transient(error.to_string()),
+        E::RequireHttpsOnly(url) => GetError::Permanent(format!("it leads to {url}, which is not https")),
         other => GetError::Permanent(other.to_string()),
     }
 }
 
-/// `bytes 100-199/200`
-fn range_start(value: &str) -> Option<u64> {
-    value.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
+/// Mozilla's roots, which are compiled in, or else the certificates in `file`.
+fn roots(file: Option<&OsStr>) -> Result<RootCerts, String> {
+    let Some(file) = file.filter(|file| !file.is_empty()) else { return Ok(RootCerts::WebPki) };
+    let about = |what: &str| format!("{ROOTS} names {}, {what}", file.display());
+    let text = std::fs::read(file).map_err(|e| about(&format!("which cannot be read: {e}")))?;
+    let mut certificates = Vec::new();
+    for item in parse_pem(&text) {
+        if let PemItem::Certificate(certificate) = item.map_err(|e| about(&format!("which is no PEM: {e}")))? {
+            certificates.push(certificate);
+        }
+    }
+    if certificates.is_empty() {
+        return Err(about("in which there is no certificate (PEM wanted)"));
+    }
+    Ok(RootCerts::from(certificates))
+}
+
+/// First byte and length of the whole: `bytes 100-199/200`, or `bytes */200` where the part does not exist.
+fn range(value: &str) -> (Option<u64>, Option<u64>) {
+    let Some((part, total)) = value.strip_prefix("bytes ").and_then(|rest| rest.split_once('/')) else {
+        return (None, None);
+    };
+    (part.split('-').next().and_then(|start| start.parse().ok()), total.trim().parse().ok())
+}
+
+fn is_chunked(encoding: Option<&str>) -> bool {
+    encoding.is_some_and(|value| value.eq_ignore_ascii_case("chunked"))
+}
+
+/// What makes sure that a continued download is of the same version, if a server has it (RFC 9110, section 13.1.5): a
+/// strong ETag, or where there is none at all the date of change, if that is long enough ago.
+fn strong_version<'a>(header: impl Fn(&str) -> Option<&'a str>) -> Option<String> {
+    if let Some(tag) = header("ETag") {
+        return (tag.len() > 2 && tag.starts_with('"') && tag.ends_with('"')).then(|| tag.to_owned());
+    }
+    let changed = header("Last-Modified")?;
+    (seconds(header("Date")?)? >= seconds(changed)?.saturating_add(SETTLED)).then(|| changed.to_owned())
 }
 
 fn get_file(path: &str, offset: u64) -> Result<Response, GetError> {
@@ -127,29 +207,45 @@ fn get_file(path: &str, offset: u64) -> Result<Response, GetError> {
         let mut file = File::open(path)?;
         let size = file.metadata()?.len();
         if offset > size {
-            return Ok(Response { status: 416, length: None, start: None, body: Box::new(io::empty()) });
+            return Ok(without_body(416));
         }
         file.seek(SeekFrom::Start(offset))?;
         let (status, start) = if offset > 0 { (206, Some(offset)) } else { (200, None) };
-        Ok(Response { status, length: Some(size - offset), start, body: Box::new(file) })
+        let (length, total) = (Some(size - offset), start.map(|_| size));
+        Ok(Response { status, length, start, total, framed: true, version: None, body: Box::new(file) })
     };
     match open() {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            Ok(Response { status: 404, length: None, start: None, body: Box::new(io::empty()) })
-        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(without_body(404)),
         other => other.map_err(|e| GetError::Permanent(e.to_string())),
     }
 }
 
+fn without_body(status: u16) -> Response {
+    Response {
+        status,
+        length: None,
+        start: None,
+        total: None,
+        framed: true,
+        version: None,
+        body: Box::new(io::empty()),
+    }
+}
+
 /// Host with port, and path with the slash, of an http URL.
-fn host_and_path(url: &str) -> (&str, &str) {
+pub(super) fn host_and_path(url: &str) -> (&str, &str) {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     (host.rsplit_once('@').map_or(host, |(_, host)| host), path)
 }
 
 /// A plain GET in absolute form, as RFC 9112 section 3.2.2 has it for proxies.
-fn get_by_proxy(proxy: &str, url: &str, offset: u64, stall: Duration) -> Result<Response, GetError> {
+fn get_by_proxy(
+    proxy: &str,
+    url: &str,
+    (offset, version): (u64, Option<&str>),
+    stall: Duration,
+) -> Result<Response, GetError> {
     if proxy.contains("://") && !proxy.starts_with("http://") {
         return Err(GetError::Permanent(format!("the proxy {proxy} is of a kind that is not supported (http only)")));
     }
@@ -169,7 +265,11 @@ fn get_by_proxy(proxy: &str, url: &str, offset: u64, stall: Duration) -> Result<
     }
     let mut stream = stream.ok_or_else(|| about(last))?;
     stream.set_read_timeout(Some(stall)).map_err(about)?;
-    let range = if offset > 0 { format!("Range: bytes={offset}-\r\n") } else { String::new() };
+    let range = match version {
+        _ if offset == 0 => String::new(),
+        None => format!("Range: bytes={offset}-\r\n"),
+        Some(version) => format!("Range: bytes={offset}-\r\nIf-Range: {version}\r\n"),
+    };
     let (target, _) = host_and_path(url);
     let request =
         format!("GET {url} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: {USER_AGENT}\r\nConnection: close\r\n{range}\r\n");
@@ -198,15 +298,15 @@ fn read_response(mut stream: BufReader<TcpStream>) -> io::Result<Response> {
             .find_map(|(name, value)| name.eq_ignore_ascii_case(wanted).then(|| value.trim()))
     };
     let length: Option<u64> = header("content-length").and_then(|value| value.parse().ok());
-    let start = header("content-range").and_then(range_start);
+    let (start, total) = header("content-range").map_or((None, None), range);
+    let (chunked, version) = (is_chunked(header("transfer-encoding")), strong_version(header));
     let body: Box<dyn Read + Send> = match length {
-        _ if header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) => {
-            Box::new(Chunked { stream, left: 0, done: false })
-        }
+        _ if chunked => Box::new(Chunked { stream, left: 0, done: false }),
         Some(length) => Box::new(stream.take(length)),
         None => Box::new(stream),
     };
-    Ok(Response { status: status.ok_or_else(garbled)?, length, start, body })
+    let framed = chunked || length.is_some();
+    Ok(Response { status: status.ok_or_else(garbled)?, length, start, total, framed, version, body })
 }
 
 /// A body in chunks: RFC 9112 section 7.1.
@@ -235,5 +335,64 @@ impl Read for Chunked {
         }
         self.left -= n as u64;
         Ok(n)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn version(headers: &[(&str, &'static str)]) -> Option<String> {
+        strong_version(|name| headers.iter().find(|(own, _)| *own == name).map(|(_, value)| *value))
+    }
+
+    #[test]
+    fn only_what_is_strong_tells_versions_apart() {
+        assert_eq!(version(&[("ETag", "\"a-1\"")]).unwrap(), "\"a-1\"");
+        let (early, late, later) =
+            ("Sat, 10 Jan 2026 09:55:12 GMT", "Sat, 10 Jan 2026 09:56:11 GMT", "Sat, 10 Jan 2026 09:56:12 GMT");
+        assert_eq!(version(&[("Last-Modified", early), ("Date", later)]).unwrap(), early);
+        for headers in [
+            &[][..],
+            &[("ETag", "W/\"a-1\"")],
+            // A client that has a tag may not use the date.
+            &[("ETag", "W/\"a-1\""), ("Last-Modified", early), ("Date", later)],
+            &[("ETag", "\"")],
+            &[("Last-Modified", early)],
+            &[("Last-Modified", early), ("Date", late)],
+            &[("Last-Modified", "yesterday"), ("Date", later)],
+        ] {
+            assert_eq!(version(headers), None, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn ranges() {
+        assert_eq!(range("bytes 100-199/200"), (Some(100), Some(200)));
+        assert_eq!(range("bytes 100-199/*"), (Some(100), None));
+        assert_eq!(range("bytes */200"), (None, Some(200)));
+        assert_eq!(range("lines 1-2/3"), (None, None));
+    }
+
+    #[test]
+    fn roots_are_those_of_a_file_that_has_some() {
+        assert!(matches!(roots(None).unwrap(), RootCerts::WebPki));
+        assert!(matches!(roots(Some(OsStr::new(""))).unwrap(), RootCerts::WebPki));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let fails = |text: &str| {
+            std::fs::write(file.path(), text).unwrap();
+            roots(Some(file.path().as_os_str())).map(drop).unwrap_err()
+        };
+        assert!(fails("nothing").ends_with("in which there is no certificate (PEM wanted)"));
+        assert!(fails("-----BEGIN CERTIFICATE-----\n*\n-----END CERTIFICATE-----\n").contains("which is no PEM"));
+        let missing = roots(Some(OsStr::new("/nowhere/ca.pem"))).map(drop).unwrap_err();
+        assert!(missing.starts_with("SSL_CERT_FILE names /nowhere/ca.pem, which cannot be read"), "{missing}");
+        // What it is does not matter before somebody connects.
+        std::fs::write(file.path(), "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n").unwrap();
+        let RootCerts::Specific(found) = roots(Some(file.path().as_os_str())).unwrap() else {
+            panic!("the file's own")
+        };
+        assert_eq!(found.len(), 1);
     }
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::deb::control::{fields, paragraphs};
+use super::http::host_and_path;
 use crate::error::Failure;
 
 /// The keyring of Debian's own archives, where its package puts it.
@@ -46,7 +47,7 @@ pub struct Proxies {
 /// All that is known about mirrors.
 #[derive(Debug, Clone, Default)]
 pub struct Mirrors {
-    /// `--mirror`: a name (suite or archive) or none, and a base.
+    /// `--mirror`: a name (suite, archive, input or host) or none, and a base.
     overrides: Vec<(Option<String>, String)>,
     sources: Vec<Source>,
     /// Repositories of RPM packages: the addresses that the cluster file gives, by name of the input.
@@ -71,8 +72,8 @@ pub fn archive_of(suite: &str) -> &'static str {
 }
 
 impl Mirrors {
-    /// From what the person named (`URL` or `NAME=URL`, the name being a suite or an archive), the apt configuration
-    /// below `root` (normally `/`), and the environment, as `env` looks it up.
+    /// From what the person named (`URL` or `NAME=URL`, the name being a suite, an archive, an input or a host), the
+    /// apt configuration below `root` (normally `/`), and the environment, as `env` looks it up.
     ///
     /// # Errors
     /// If an override is no URL.
@@ -142,7 +143,20 @@ impl Mirrors {
     pub fn of_repository(&self, name: &str) -> Vec<String> {
         let named = self.overrides.iter().filter(|(own, _)| own.as_deref() == Some(name));
         let named: Vec<String> = named.map(|(_, uri)| uri.clone()).collect();
-        if named.is_empty() { self.repositories.get(name).cloned().into_iter().collect() } else { named }
+        if !named.is_empty() {
+            return named;
+        }
+        self.repositories.get(name).map(|url| self.of_url(url)).unwrap_or_default()
+    }
+
+    /// Where that may be had which the cluster file names as `url`: in the places that the person names for its host
+    /// (`HOST=URL`, or `HOST:PORT=URL` if the address has a port), in their order, or else there.
+    pub fn of_url(&self, url: &str) -> Vec<String> {
+        let (host, path) = host_and_path(url);
+        let is_host = |name: &Option<String>| name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(host));
+        let named = self.overrides.iter().filter(|(name, _)| is_host(name));
+        let named: Vec<String> = named.map(|(_, base)| format!("{base}{path}")).collect();
+        if named.is_empty() { vec![url.to_owned()] } else { named }
     }
 
     fn mirror(&self, uri: String, source: Option<&Source>) -> Mirror {
@@ -163,12 +177,13 @@ fn sibling(uri: &str, archive: &str) -> String {
 
 fn parse_override(text: &str) -> Result<(Option<String>, String), Failure> {
     let (name, uri) = match text.split_once('=') {
-        Some((name, uri)) if !name.contains([':', '/']) => (Some(name.to_owned()), uri),
+        // A host may have a port; a URL with an equals sign in it has a slash before that.
+        Some((name, uri)) if !name.contains('/') => (Some(name.to_owned()), uri),
         _ => (None, text),
     };
     if !["http://", "https://", "file://"].iter().any(|scheme| uri.starts_with(scheme)) {
         return Err(Failure::user(format!("`{text}` is no mirror: http://, https:// or file:// wanted"))
-            .hint("a mirror is a URL, or SUITE=URL for one suite"));
+            .hint("a mirror is a URL, or NAME=URL for one suite, input or host"));
     }
     Ok((name, base(uri)))
 }

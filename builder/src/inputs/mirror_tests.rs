@@ -158,3 +158,27 @@ fn repositories_are_where_the_cluster_file_says_or_where_the_person_says() {
     assert_eq!(mirrors.of_repository("tools"), ["file:///srv/tools"]);
     assert_eq!(mirrors.of_repository("kylin"), ["https://copy.example/kylin"]);
 }
+
+#[test]
+fn what_a_host_has_is_taken_from_where_the_person_says() {
+    let overrides = [
+        "http://debian.example".to_owned(),
+        "dl.k8s.io=http://127.0.0.1:8000/dl.k8s.io/".to_owned(),
+        "Registry.example:5000=https://near.example".to_owned(),
+        "dl.k8s.io=file:/srv/k8s".to_owned(),
+    ];
+    let mut mirrors = Mirrors::discover(&overrides, Path::new("/nonexistent"), none).unwrap();
+    assert_eq!(
+        mirrors.of_url("https://dl.k8s.io/v1.32.1/bin/linux/amd64/kubeadm?a=b"),
+        [
+            "http://127.0.0.1:8000/dl.k8s.io/v1.32.1/bin/linux/amd64/kubeadm?a=b",
+            "file:///srv/k8s/v1.32.1/bin/linux/amd64/kubeadm?a=b"
+        ]
+    );
+    assert_eq!(mirrors.of_url("https://registry.example:5000/v2/"), ["https://near.example/v2/"]);
+    for other in ["https://registry.example/v2/", "https://cdn.dl.k8s.io/x", "https://example.org/dl.k8s.io/x"] {
+        assert_eq!(mirrors.of_url(other), [other]);
+    }
+    mirrors.add_repository("tools", "https://dl.k8s.io/rpm");
+    assert_eq!(mirrors.of_repository("tools")[0], "http://127.0.0.1:8000/dl.k8s.io/rpm");
+}

@@ -2,6 +2,7 @@
 
 //! Inputs to images: where they come from, what exactly they are, and how they get into the store. See docs/contracts.md.
 
+mod checksums;
 pub mod deb;
 pub mod download;
 #[cfg(test)]
@@ -13,3 +14,4 @@ pub mod request;
 pub mod rpm;
 pub mod rpm_repository;
 pub mod source;
+pub mod url;

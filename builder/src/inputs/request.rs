@@ -17,6 +17,7 @@ use super::deb::resolve::{Wanted, resolve};
 use super::download::{Downloader, Item};
 use super::mirror::{Mirrors, archive_of};
 use super::rpm_repository::{self, Needs};
+use super::url::{self, UrlRequest};
 use crate::error::{ErrorKind, Failure};
 use crate::lock::{ItemKind, Lock, LockedInput, LockedItem};
 use crate::store::{Digest, step_key};
@@ -41,6 +42,8 @@ pub enum Request {
     },
     /// Packages of a repository.
     RpmRepository(RpmRepositoryRequest),
+    /// A file at an address.
+    Url(UrlRequest),
 }
 
 /// Where packages come from, and how that is verified.
@@ -180,7 +183,7 @@ impl Session<'_> {
             };
             match input.map_err(anyhow::Error::downcast::<Failure>) {
                 Ok(input) => drop(lock.inputs.insert(name.clone(), input)),
-                Err(Ok(mut failure)) if failure.kind == ErrorKind::User => {
+                Err(Ok(mut failure)) if can_be_one_of_many(request, &failure) => {
                     failure.message = format!("input `{name}`: {}", failure.message);
                     failures.push(failure);
                 }
@@ -193,7 +196,8 @@ impl Session<'_> {
             1 => Err(failures.swap_remove(0).into()),
             _ => {
                 let messages: Vec<&str> = failures.iter().map(|failure| failure.message.as_str()).collect();
-                let failure = Failure::user(messages.join("\n"));
+                let worst = failures.iter().find(|failure| failure.kind == ErrorKind::Verification);
+                let failure = Failure::new(worst.map_or(ErrorKind::User, |failure| failure.kind), messages.join("\n"));
                 let hint = failures.iter().find_map(|failure| failure.hint.clone()).unwrap_or_default();
                 Err(failure.hint(hint).into())
             }
@@ -240,6 +244,7 @@ impl Session<'_> {
                 (Vec::new(), 0, items)
             }
             Request::RpmRepository(repository) => (Vec::new(), 0, self.rpm_items(name, repository)?),
+            Request::Url(wanted) => (Vec::new(), 0, vec![url::resolve(self, name, wanted)?]),
         };
         items.sort_by(|a, b| (&a.name, &a.path).cmp(&(&b.name, &b.path)));
         Ok(LockedInput { request: digest, suites, date, items })
@@ -302,6 +307,7 @@ impl Session<'_> {
                 match locked.kind {
                     ItemKind::File => self.take_file(locked)?,
                     ItemKind::Rpm => items.push(self.rpm_item(locked)),
+                    ItemKind::Url => items.push(url::item(self.mirrors, locked)),
                     ItemKind::Deb | ItemKind::Source => items.push(self.item(locked, &input.suites)?),
                 }
             }
@@ -383,7 +389,13 @@ fn say_needs(name: &str, needs: &Needs) {
     }
 }
 
-fn missing_file(path: &str, error: std::io::Error) -> Failure {
+/// Whether locking goes on to the next input, so that all of their problems are said at once.
+fn can_be_one_of_many(request: &Request, failure: &Failure) -> bool {
+    let is_contradiction = matches!(request, Request::Url(_)) && failure.kind == ErrorKind::Verification;
+    failure.kind == ErrorKind::User || is_contradiction
+}
+
+pub(super) fn missing_file(path: &str, error: std::io::Error) -> Failure {
     Failure::user(format!("reading the input file {path}"))
         .hint("its path is relative to the cluster file")
         .caused_by(error)

@@ -118,6 +118,8 @@ fn groups(items: &[LockedItem]) -> BTreeMap<Identity<'_>, Vec<&LockedItem>> {
     for item in items {
         let name = match item.kind {
             ItemKind::File => &item.path,
+            // A later version of a file has another address; an input has one.
+            ItemKind::Url => "",
             ItemKind::Deb | ItemKind::Rpm | ItemKind::Source => &item.name,
         };
         out.entry((name, item.kind, &item.architecture)).or_default().push(item);
@@ -130,6 +132,7 @@ fn title((name, kind, architecture): &Identity<'_>) -> (String, String) {
         ItemKind::Deb | ItemKind::Rpm => ((*name).to_owned(), format!(" ({architecture})")),
         ItemKind::Source => (format!("source package {name}"), String::new()),
         ItemKind::File => (format!("file {name}"), String::new()),
+        ItemKind::Url => ("file".to_owned(), String::new()),
     }
 }
 
@@ -141,10 +144,17 @@ fn versions<'a>(items: &[&'a LockedItem]) -> Vec<&'a str> {
 fn described(identity: &Identity<'_>, items: &[&LockedItem]) -> String {
     let (name, suffix) = title(identity);
     let mut out = name;
+    if identity.1 == ItemKind::Url {
+        out += &format!(" {}", addresses(items));
+    }
     for version in versions(items) {
         out += &format!(" {version}");
     }
     out + &suffix
+}
+
+fn addresses(items: &[&LockedItem]) -> String {
+    items.iter().map(|item| item.path.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 fn changed(identity: &Identity<'_>, old: &[&LockedItem], new: &[&LockedItem]) -> String {
@@ -159,12 +169,19 @@ fn changed(identity: &Identity<'_>, old: &[&LockedItem], new: &[&LockedItem]) ->
     }
     let contents = |items: &[&LockedItem]| items.iter().map(|item| (item.sha256, item.size)).collect::<BTreeSet<_>>();
     let described = described(identity, old);
+    let moved = identity.1 == ItemKind::Url && addresses(old) != addresses(new);
+    if moved {
+        let same = if contents(old) == contents(new) { ": the same content" } else { "" };
+        return format!("{described} -> {}{same}", addresses(new));
+    }
     if contents(old) == contents(new) {
         return format!("{described}: the same content from another place in the archive");
     }
     let size = |items: &[&LockedItem]| items.iter().fold(0_u64, |sum, item| sum.saturating_add(item.size));
     let what = match identity.1 {
         ItemKind::File => "other content",
+        // Whoever publishes versions does not change them; somebody has to look at this, too.
+        ItemKind::Url => "OTHER CONTENT UNDER THE SAME ADDRESS",
         // A version is one content, for ever: somebody has to look at this.
         ItemKind::Deb | ItemKind::Rpm | ItemKind::Source => "OTHER CONTENT UNDER THE SAME VERSION",
     };
@@ -175,7 +192,7 @@ fn changed(identity: &Identity<'_>, old: &[&LockedItem], new: &[&LockedItem]) ->
 fn compare(kind: ItemKind, a: &str, b: &str) -> Ordering {
     match kind {
         ItemKind::Rpm => rpm_repository::version::compare(a, b),
-        ItemKind::Deb | ItemKind::Source | ItemKind::File => deb::version::compare(a, b),
+        ItemKind::Deb | ItemKind::Source | ItemKind::File | ItemKind::Url => deb::version::compare(a, b),
     }
 }
 
@@ -232,6 +249,7 @@ mod tests {
             ItemKind::Rpm => ("x86_64", format!("Packages/{name}-{version}.x86_64.rpm")),
             ItemKind::Source => ("", format!("pool/{name}_{version}.{content}")),
             ItemKind::File => ("", name.to_owned()),
+            ItemKind::Url => ("", format!("https://example.org/{version}/{name}")),
         };
         LockedItem {
             kind,
@@ -243,6 +261,10 @@ mod tests {
             size: content.len() as u64,
             sha256: Digest::of(format!("{name} {version} {content}").as_bytes()),
         }
+    }
+
+    fn unversioned(item: LockedItem) -> LockedItem {
+        LockedItem { version: String::new(), ..item }
     }
 
     fn lock(inputs: &[(&str, u32, Vec<LockedItem>)]) -> Lock {
@@ -257,7 +279,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_change_has_its_line() {
-        use ItemKind::{Deb, File, Rpm, Source};
+        use ItemKind::{Deb, File, Rpm, Source, Url};
         let old = lock(&[
             ("gone", 0, vec![item(File, "files/motd", "", "x")]),
             (
@@ -272,6 +294,8 @@ mod tests {
                 ],
             ),
             ("kubernetes", 0, vec![item(Source, "k8s", "1.20.2-1", "dsc"), item(Source, "k8s", "1.20.2-1", "orig")]),
+            ("kubeadm", 0, vec![unversioned(item(Url, "kubeadm", "1.32.1", "k"))]),
+            ("moved", 0, vec![item(File, "files/moved", "", "m")]),
             ("motd", 0, vec![item(File, "files/motd", "", "hello")]),
             ("same", 0, vec![item(File, "files/same", "", "same")]),
             ("vendor", 0, vec![item(Rpm, "haproxy", "2.4^git-1", "h"), item(Rpm, "ipset", "1:7-2", "i")]),
@@ -291,6 +315,8 @@ mod tests {
                 ],
             ),
             ("kubernetes", 0, vec![item(Source, "k8s", "1.20.3-1", "dsc"), item(Source, "k8s", "1.20.3-1", "orig")]),
+            ("kubeadm", 0, vec![unversioned(item(Url, "kubeadm", "1.32.2", "kk"))]),
+            ("moved", 0, vec![unversioned(item(Url, "moved", "1", "m"))]),
             ("motd", 0, vec![item(File, "files/motd", "", "hello!")]),
             ("same", 0, vec![item(File, "files/same", "", "same")]),
             ("vendor", 0, vec![item(Rpm, "haproxy", "2.4-1", "h"), item(Rpm, "ipset", "1:7-10", "ii")]),
@@ -301,11 +327,16 @@ mod tests {
         insta::assert_snapshot!(diff, @r"
         - input gone
           - file files/motd
+        input kubeadm
+          ~ file https://example.org/1.32.1/kubeadm -> https://example.org/1.32.2/kubeadm
         input kubernetes
             the cluster file asks for something else
           ~ source package k8s 1.20.2-1 -> 1.20.3-1
         input motd
           ~ file files/motd: other content, 5 -> 6 bytes
+        input moved
+          + file https://example.org/1/moved
+          - file files/moved
         + input new
           + file files/x
         input os
@@ -319,8 +350,23 @@ mod tests {
         input vendor
           ~ haproxy 2.4^git-1 -> 2.4-1 (x86_64), OLDER
           ~ ipset 1:7-2 -> 1:7-10 (x86_64)
-        8 changed, 2 added, 2 removed; new files to fetch: 10 (26 bytes)
+        9 changed, 3 added, 3 removed; new files to fetch: 12 (29 bytes)
         ");
+    }
+
+    #[test]
+    fn an_address_that_has_something_else_now_is_worth_a_look() {
+        let old = unversioned(item(ItemKind::Url, "kubeadm", "1.32.1", "k"));
+        let other = LockedItem { sha256: Digest::of(b"other"), size: 9, ..old.clone() };
+        let moved = LockedItem { path: "http://copy.example.org/kubeadm".into(), ..old.clone() };
+        let lines = |new: LockedItem| {
+            let diff = Diff::of(&lock(&[("k", 0, vec![old.clone()])]), &lock(&[("k", 0, vec![new])]));
+            assert!(diff.changes_files());
+            diff.to_string().lines().nth(1).unwrap().to_owned()
+        };
+        let address = "  ~ file https://example.org/1.32.1/kubeadm";
+        assert_eq!(lines(other), format!("{address}: OTHER CONTENT UNDER THE SAME ADDRESS, 1 -> 9 bytes"));
+        assert_eq!(lines(moved), format!("{address} -> http://copy.example.org/kubeadm: the same content"));
     }
 
     #[test]

@@ -97,7 +97,8 @@ pub fn collect(store: &Store, keep: &Keep, dry_run: bool) -> Result<Collected> {
         }
     }
     for path in listed(&store.root().join("partial"))? {
-        if digest_of(&path).is_some_and(|digest| !keep.objects.contains(&digest)) {
+        // With a note of it, if there is one.
+        if digest_of(&path.with_extension("")).is_some_and(|digest| !keep.objects.contains(&digest)) {
             remover.remove(&path, &mut collected.downloads)?;
         }
     }

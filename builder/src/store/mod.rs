@@ -196,7 +196,13 @@ impl Store {
 
     /// A download that can be continued: waits until no other process is at the same one.
     pub fn partial(&self, digest: &Digest) -> Result<Partial> {
-        Partial::open(self, digest)
+        Partial::open(self, digest, Some(*digest))
+    }
+
+    /// As [`Self::partial`], where nobody knows the digest for sure: `name` names the download, and it becomes an
+    /// object under the digest that it turns out to have.
+    pub fn unknown_partial(&self, name: &Digest) -> Result<Partial> {
+        Partial::open(self, name, None)
     }
 
     /// A scratch folder inside the store, removed when dropped; swept later if the process is killed.

@@ -77,8 +77,9 @@ fn place(
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir)?;
         }
-        file.set_permissions(Permissions::from_mode(0o444))?;
+        // Last before the name, as nobody could go on with a download that can only be read: see `Partial::open`.
         file.sync_data()?;
+        file.set_permissions(Permissions::from_mode(0o444))?;
         rename(&path)
     };
     placed().map_err(|e| Failure::io(format!("placing store object {}", path.display()), e))
@@ -90,16 +91,22 @@ fn place(
 pub struct Partial {
     file: File,
     path: PathBuf,
-    digest: Digest,
+    expected: Option<Digest>,
     hasher: Sha256,
     len: u64,
     store: Store,
 }
 
 impl Partial {
-    pub(super) fn open(store: &Store, digest: &Digest) -> Result<Self> {
-        let path = store.root().join("partial").join(digest.to_string());
+    pub(super) fn open(store: &Store, name: &Digest, expected: Option<Digest>) -> Result<Self> {
+        let path = store.root().join("partial").join(name.to_string());
         let opening = |e| Failure::io(format!("opening the download {}", path.display()), e);
+        // Somebody was killed between the last two steps of `place`.
+        if let Ok(meta) = fs::metadata(&path)
+            && meta.permissions().readonly()
+        {
+            fs::set_permissions(&path, Permissions::from_mode(0o644)).map_err(opening)?;
+        }
         let file = open_locked(&path, Wait::For("the same download")).map_err(opening)?;
         let mut file = file.context("a lock that was waited for is held")?;
         let (mut hasher, mut len, mut buf) = (Sha256::new(), 0, vec![0; 128 << 10]);
@@ -112,7 +119,7 @@ impl Partial {
             hasher.update(&buf[..n]);
             len += n as u64;
         }
-        Ok(Self { file, path, digest: *digest, hasher, len, store: store.clone() })
+        Ok(Self { file, path, expected, hasher, len, store: store.clone() })
     }
 
     /// How many bytes are there.
@@ -125,6 +132,29 @@ impl Partial {
         self.len == 0
     }
 
+    /// The sha256 of what is there.
+    pub fn digest(&self) -> Digest {
+        Digest::of_hasher(self.hasher.clone())
+    }
+
+    /// What was noted of the download, if that can be read.
+    pub fn note(&self) -> Option<Vec<u8>> {
+        fs::read(self.note_path()).ok()
+    }
+
+    /// Notes something of the download, for whoever continues it. Gone when it starts over or ends.
+    ///
+    /// The note is not synced, and can be cut off when the process is killed.
+    pub fn set_note(&self, note: &[u8]) -> Result<()> {
+        let path = self.note_path();
+        fs::write(&path, note).map_err(|e| Failure::io(format!("writing {}", path.display()), e))?;
+        Ok(())
+    }
+
+    fn note_path(&self) -> PathBuf {
+        self.path.with_extension("note")
+    }
+
     /// Starts over.
     pub fn restart(&mut self) -> Result<()> {
         let restarting = |e| Failure::io(format!("emptying the download {}", self.path.display()), e);
@@ -132,6 +162,9 @@ impl Partial {
         self.file.seek(SeekFrom::Start(0)).map_err(restarting)?;
         self.hasher = Sha256::new();
         self.len = 0;
+        // After the content: a note without content says nothing, content without its note would be taken for
+        // another's.
+        let _ = fs::remove_file(self.note_path());
         Ok(())
     }
 
@@ -139,20 +172,24 @@ impl Partial {
     ///
     /// # Errors
     /// If the content is not what was promised: then it is thrown away, as it cannot be continued.
-    pub fn commit(mut self) -> Result<()> {
-        let found = Digest::of_hasher(std::mem::take(&mut self.hasher));
-        if found != self.digest {
-            let _ = fs::remove_file(&self.path);
-            return Err(mismatch(&self.digest, &found).into());
+    pub fn commit(self) -> Result<()> {
+        let found = self.digest();
+        if let Some(expected) = self.expected
+            && expected != found
+        {
+            self.discard();
+            return Err(mismatch(&expected, &found).into());
         }
-        place(&self.store, &self.file, &self.digest, |path| fs::rename(&self.path, path))?;
-        self.store.trust(&self.digest);
+        place(&self.store, &self.file, &found, |path| fs::rename(&self.path, path))?;
+        self.store.trust(&found);
+        let _ = fs::remove_file(self.note_path());
         Ok(())
     }
 
     /// Throws the download away.
     pub fn discard(self) {
         let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(self.note_path());
     }
 }
 

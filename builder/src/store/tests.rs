@@ -217,6 +217,42 @@ fn partials_continue_and_appear_when_complete() {
 }
 
 #[test]
+fn a_download_of_nobody_knows_what_gets_the_name_it_deserves() {
+    let (_dir, store) = store();
+    let (name, digest) = (Digest::of(b"https://example.org/x"), Digest::of(b"two halves"));
+    let mut partial = store.unknown_partial(&name).unwrap();
+    partial.write_all(b"two ").unwrap();
+    partial.set_note(b"first").unwrap();
+    drop(partial);
+    let mut partial = store.unknown_partial(&name).unwrap();
+    assert_eq!((partial.len(), partial.note().unwrap(), partial.digest()), (4, b"first".to_vec(), Digest::of(b"two ")));
+    partial.restart().unwrap();
+    assert_eq!((partial.len(), partial.note()), (0, None));
+    partial.set_note(b"second").unwrap();
+    partial.write_all(b"two halves").unwrap();
+    partial.commit().unwrap();
+    store.verify(&digest).unwrap();
+    assert!(!store.has(&name));
+    assert_eq!(files(&store.root().join("partial")), 0);
+}
+
+#[test]
+fn a_download_that_was_killed_while_it_got_its_name_can_be_continued() {
+    let (_dir, store) = store();
+    let digest = Digest::of(b"whole");
+    let mut partial = store.partial(&digest).unwrap();
+    partial.write_all(b"whole").unwrap();
+    drop(partial);
+    let path = store.root().join("partial").join(digest.to_string());
+    fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).unwrap();
+    let partial = store.partial(&digest).unwrap();
+    // Root could have opened it in any case; whoever is not root needs this.
+    assert_eq!((partial.len(), fs::metadata(&path).unwrap().permissions().mode() & 0o200), (5, 0o200));
+    partial.commit().unwrap();
+    assert_eq!(fs::metadata(store.path(&digest)).unwrap().permissions().mode() & 0o777, 0o444);
+}
+
+#[test]
 fn a_place_that_cannot_be_written_is_named() {
     // Nobody may make folders in sysfs, not even root.
     let e = Store::open(Path::new("/sys/imgbuild")).unwrap_err();

@@ -97,8 +97,8 @@ impl Release {
     }
 }
 
-/// A date as in mail headers: `Sat, 10 Jan 2026 09:55:12 UTC`.
-fn seconds(date: &str) -> Option<i64> {
+/// A date as in mail headers, in seconds since 1970: `Sat, 10 Jan 2026 09:55:12 UTC`.
+pub(crate) fn seconds(date: &str) -> Option<i64> {
     // RFC 2822 has GMT and UT, but not the UTC that archives write.
     let date = date.replace("UTC", "GMT");
     let zoned = jiff::fmt::rfc2822::DateTimeParser::new().parse_zoned(&date).ok()?;

@@ -8,15 +8,21 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::assemble::calico;
+use crate::assemble::{addons, calico};
 use crate::cli::Options;
-use crate::commands::{ClusterFile, say};
+use crate::commands::{ClusterFile, say, warn};
 use crate::error::Failure;
+use crate::manifest;
 
 pub(super) fn run(options: &Options) -> Result<()> {
     let file = ClusterFile::load(&options.cluster)?;
     file.nodes(options)?;
     say(&calico::manifests(&file.cluster, |input| manifest(&file.dir().join(&input.path)))?);
+    let addons = addons::prepare(&file.cluster, |path| {
+        let of_input = path.strip_prefix("input:").and_then(|name| file.cluster.files().find(|input| input.name == name));
+        manifest(&file.dir().join(of_input.map_or(path, |input| input.path.as_str())))
+    })?;
+    warn(&addons.warnings);
     tracing::info!("{}: valid; {} nodes", file.path.display(), file.cluster.node.len());
     Ok(())
 }
@@ -24,7 +30,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
 /// A manifest, if it is there: a cluster file can be written before its inputs are brought.
 fn manifest(path: &Path) -> Result<Option<Vec<u8>>> {
     match File::open(path) {
-        Ok(file) => calico::read(file).map(Some),
+        Ok(file) => manifest::read(file).map(Some),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Failure::io(format!("reading {}", path.display()), error).into()),
     }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use profiles::node::Role;
+use profiles::version::Version;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -29,6 +30,8 @@ const STORE: &str = "/var/lib/containerd";
 const CONTROL_PLANE_IMAGES: [&str; 3] = ["kube-apiserver", "kube-controller-manager", "kube-scheduler"];
 /// By which annotation of the index containerd names an image, the first one that is there.
 const NAMES: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
+/// The label by which containerd's CRI service knows a pinned image (pkg/cri/labels).
+const PINNED: &str = "io.cri-containerd.pinned=pinned";
 /// An index or a manifest is never near as large.
 const MANIFEST_LIMIT: u64 = 4 << 20;
 
@@ -60,7 +63,7 @@ impl Step for Images {
         let mut feed = |stdin: &mut dyn Write| write_layout(stdin, &layout, &index, &files);
         let output = cx.run_with(&command, Some(&mut feed), &mut |line| cx.log(line))?;
         cx.expect_success(&command, output)?;
-        Ok(())
+        pin(cx)
     }
 
     fn verify(&self, cx: &Cx<'_>) -> Result<()> {
@@ -74,6 +77,18 @@ impl Step for Images {
     fn fingerprint(&self, cx: &Cx<'_>) -> String {
         Sha256::digest(index(cx).unwrap_or_default()).iter().map(|byte| format!("{byte:02x}")).collect()
     }
+}
+
+/// Marks the images so that kubelet never deletes them, where it knows of that: in a room without a registry none comes back. An older
+/// containerd takes the label and ignores it; then kubelet's configuration is another one (profiles, render/kubelet.rs).
+fn pin(cx: &Cx<'_>) -> Result<()> {
+    let version: Version = cx.profile().kubernetes.version.parse().context("reading the version of Kubernetes")?;
+    if version.spares_pinned_images() {
+        for name in wanted(cx) {
+            cx.run(&Command::new("ctr", ["-n", "k8s.io", "images", "label", name, PINNED]))?;
+        }
+    }
+    Ok(())
 }
 
 /// Empties containerd. Only as long as no pod of this node can live in it.
@@ -207,6 +222,15 @@ mod tests {
         prepare(&mut lab);
         converge(&lab.cx(), &[Box::new(Images)]).unwrap();
         assert!(lab.runner.take_trace().is_empty());
+    }
+
+    #[test]
+    fn images_are_pinned_where_kubelet_knows_of_it() {
+        let mut lab = lab();
+        lab.plan.profile.kubernetes.version = "1.23.0".into();
+        converge(&lab.cx(), &[Box::new(Images)]).unwrap();
+        let pin = "ctr -n k8s.io images label k8s.gcr.io/pause:3.2 io.cri-containerd.pinned=pinned";
+        assert_eq!(lab.runner.take_trace()[1], pin);
     }
 
     #[test]

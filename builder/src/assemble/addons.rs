@@ -107,7 +107,7 @@ pub fn prepare(cluster: &Cluster, read: impl Fn(&str) -> Result<Option<Vec<u8>>>
     }
     if !problems.is_empty() {
         let message = format!("the add-ons cannot be used as they are:\n  {}", problems.join("\n  "));
-        let hint = "a patch names an object and a place as the manifest has them before any other patch but those above it";
+        let hint = "docs/addons.md says how objects and places are written; each patch finds what the patches above it made";
         return Err(Failure::user(message).hint(hint).into());
     }
     if !addons.is_empty() {
@@ -142,7 +142,7 @@ impl Work<'_> {
         let (mut files, mut problems) = (Vec::new(), Vec::new());
         for (path, text) in texts {
             match manifest::documents(text) {
-                Ok(documents) => files.push(File { path, documents }),
+                Ok(documents) => files.push(File { path: *path, documents }),
                 Err(found) => problems.extend(found.iter().map(|problem| format!("{path}: {problem}"))),
             }
         }
@@ -294,7 +294,7 @@ impl Work<'_> {
                     Err(problem) => problems.push(format!("{}: {problem}", file.path)),
                 };
                 if document.is_list() && count > 0 && count < objects.len() {
-                    let written = |object| document.object_written(object).map(Cow::Owned);
+                    let written = |object: &Node| document.object_written(object).map(Cow::Owned);
                     objects.into_iter().for_each(|object| add(is_definition(object), written(object)));
                 } else {
                     add(count > 0, document.written());

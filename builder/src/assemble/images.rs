@@ -92,3 +92,44 @@ pub(super) fn offered(bench: &Bench<'_>) -> Result<Vec<Offered>> {
     let brought = image_archive::offered(bench).context("reading the images that are brought")?;
     Ok(assembled.chain(brought).collect())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::assemble::testing::Lab;
+    use crate::error::{ErrorKind, kind};
+
+    /// A build fails, whatever else is or is not in the store, and names that image and no other.
+    #[test]
+    fn a_build_without_any_one_image_fails_naming_it() {
+        for text in [
+            include_str!("../../../profiles/lab/cluster.toml"),
+            include_str!("../../../profiles/lab-ha/cluster.toml"),
+            include_str!("../../../profiles/lab-loong64/cluster.toml"),
+        ] {
+            let mut lab = Lab::of(text);
+            let all = lab.cluster.image.clone();
+            let proof = |lab: &Lab| prove(&lab.bench(), &addons::Prepared::default());
+            proof(&lab).unwrap();
+            let asked: Vec<String> =
+                wanted_by_kubeadm(&lab.cluster.kubernetes).into_iter().map(|image| image.reference).collect();
+            for missing in &asked {
+                lab.cluster.image = all.iter().filter(|image| image.reference != *missing).cloned().collect();
+                let error = proof(&lab).unwrap_err();
+                assert_eq!(kind(&error), ErrorKind::Verification);
+                let named: Vec<&String> =
+                    asked.iter().filter(|one| error.to_string().contains(&format!("image `{one}` is not in the payload"))).collect();
+                assert_eq!(named, [missing], "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_about_images_needs_no_mirror() {
+        let lab = Lab::of(include_str!("../../../profiles/kylin-v11-ha/cluster.toml"));
+        let part = part(&lab.cluster);
+        let inputs: Vec<&str> = part.input.iter().map(Input::name).collect();
+        assert_eq!(inputs, ["images", "calico"]);
+    }
+}

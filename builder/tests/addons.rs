@@ -48,7 +48,12 @@ fn files() -> BTreeMap<&'static str, String> {
 
 /// The add-ons of the documentation.
 fn stack() -> String {
-    DOCS.split("```toml\n").skip(1).map(|block| block.split("```").next().unwrap()).find(|block| block.contains("cilium")).unwrap().to_owned()
+    DOCS.split("```toml\n")
+        .skip(1)
+        .map(|block| block.split("```").next().unwrap())
+        .find(|block| block.contains("cilium"))
+        .unwrap()
+        .to_owned()
 }
 
 fn cluster(addons: &str) -> Cluster {
@@ -103,7 +108,10 @@ fn the_documented_stack_becomes_what_kubectl_reads() {
     let kinds: Vec<&str> = others.iter().map(|one| one["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["Namespace", "Deployment"], "the list is taken apart");
     let webhook = &others[1]["spec"]["template"]["spec"]["containers"][0];
-    assert_eq!((&webhook["args"], &webhook["image"]), (&serde_json::json!(["--v=1", "--v=2"]), &"registry.local/jetstack/cert-manager-webhook:v0.12.0".into()));
+    assert_eq!(
+        (&webhook["args"], &webhook["image"]),
+        (&serde_json::json!(["--v=1", "--v=2"]), &"registry.local/jetstack/cert-manager-webhook:v0.12.0".into())
+    );
     assert_eq!(done.files["addons/03-klum.yaml"], KLUM, "nothing is changed");
 
     let index: Index = serde_json::from_str(&done.files["addons/index.json"]).unwrap();
@@ -111,7 +119,8 @@ fn the_documented_stack_becomes_what_kubectl_reads() {
         .addons
         .iter()
         .map(|addon| {
-            let waits: Vec<String> = addon.waits.iter().map(|wait| format!("{} {} {}", wait.resource, wait.name, wait.condition)).collect();
+            let waits: Vec<String> =
+                addon.waits.iter().map(|wait| format!("{} {} {}", wait.resource, wait.name, wait.condition)).collect();
             format!("{}: {}", addon.name, waits.join(", "))
         })
         .collect();
@@ -125,11 +134,18 @@ fn the_documented_stack_becomes_what_kubectl_reads() {
         ]
     );
     let wanted: Vec<&str> = done.wanted.iter().map(|one| one.reference.as_str()).collect();
-    let expected = ["docker.io/cilium/cilium:v1.8.1", "registry.local/jetstack/cert-manager-webhook:v0.12.0", "docker.io/ibuildthecloud/klum:v0.0.1"];
+    let expected = [
+        "docker.io/cilium/cilium:v1.8.1",
+        "registry.local/jetstack/cert-manager-webhook:v0.12.0",
+        "docker.io/ibuildthecloud/klum:v0.0.1",
+    ];
     assert_eq!(wanted, expected);
     assert!(done.wanted[0].by.starts_with("add-on `cilium` (addons/cilium.yaml line "), "{}", done.wanted[0].by);
     let [warning] = &done.warnings[..] else { panic!("{:?}", done.warnings) };
-    assert!(warning.contains("waits for CustomResourceDefinition/users.klum.cattle.io, which none of its manifests has"), "{warning}");
+    assert!(
+        warning.contains("waits for CustomResourceDefinition/users.klum.cattle.io, which none of its manifests has"),
+        "{warning}"
+    );
 }
 
 /// Megabytes of definitions, comments, an object twice: all of it stays as it is.
@@ -146,10 +162,16 @@ fn what_no_patch_names_stays_as_it_came() {
     let files = BTreeMap::from([("big.yaml", format!("{big}{twice}{last}"))]);
     let addon = "[[addon]]\nname = \"big\"\nmanifests = [\"big.yaml\"]\n";
     let done = prepared(addon, &files).unwrap();
-    assert!(big.len() > 2 << 20 && done.files["addons/01-big-definitions.yaml"] == big.split_once("---").map(|(_, rest)| format!("---{rest}")).unwrap());
+    assert!(
+        big.len() > 2 << 20
+            && done.files["addons/01-big-definitions.yaml"]
+                == big.split_once("---").map(|(_, rest)| format!("---{rest}")).unwrap()
+    );
     assert_eq!(done.files["addons/01-big.yaml"], format!("# Licence\n{twice}{last}"));
     // One of them is changed: both are, and nothing else.
-    let patch = format!("{addon}[[addon.patch]]\nobject = \"Namespace/a\"\nadd = \"metadata.labels\"\nvalue = {{ \"on\" = \"yes\" }}\n");
+    let patch = format!(
+        "{addon}[[addon.patch]]\nobject = \"Namespace/a\"\nadd = \"metadata.labels\"\nvalue = {{ \"on\" = \"yes\" }}\n"
+    );
     let done = prepared(&patch, &files).unwrap();
     let found = documents(&done.files["addons/01-big.yaml"]);
     assert_eq!(found[0]["metadata"]["labels"], serde_json::json!({"on": "yes"}));
@@ -159,10 +181,9 @@ fn what_no_patch_names_stays_as_it_came() {
 
 #[test]
 fn everything_that_cannot_be_done_is_told_at_once() {
-    let stack = stack().replace("DaemonSet/kube-system/cilium", "DaemonSet/kube-system/cilum").replace(
-        "cluster-name",
-        "cluster-nmae",
-    );
+    let stack = stack()
+        .replace("DaemonSet/kube-system/cilium", "DaemonSet/kube-system/cilum")
+        .replace("cluster-name", "cluster-nmae");
     let stack = stack.replace("\"quay.io/jetstack\" =", "\"quay.io/jet\" =");
     let mut files = files();
     files.insert("addons/klum.yaml", format!("{KLUM}---\nkind: Job\nmetadata:\n  generateName: x-\n---\nfoo: bar\n"));
@@ -186,7 +207,10 @@ fn everything_that_cannot_be_done_is_told_at_once() {
 /// One that gets its name from the server is given one.
 #[test]
 fn an_object_without_a_name_can_be_given_one() {
-    let files = BTreeMap::from([("job.yaml", "kind: Job\napiVersion: batch/v1\nmetadata: {generateName: x-, namespace: a}\n".to_owned())]);
+    let files = BTreeMap::from([(
+        "job.yaml",
+        "kind: Job\napiVersion: batch/v1\nmetadata: {generateName: x-, namespace: a}\n".to_owned(),
+    )]);
     let addon = "[[addon]]\nname = \"job\"\nmanifests = [\"job.yaml\"]\n[[addon.patch]]\nobject = \"Job/a/x-\"\nadd = \"metadata.name\"\nvalue = \"x\"\n\
                  [[addon.wait]]\nobject = \"Job/a/x\"\ncondition = \"Complete\"\n";
     let done = prepared(addon, &files).unwrap();
@@ -199,7 +223,11 @@ fn an_object_without_a_name_can_be_given_one() {
 #[test]
 fn validate_names_manifest_object_and_what_was_meant() {
     let dir = tempfile::tempdir().unwrap();
-    let text = LAB.replacen("[[input]]", &format!("{}\n[[input]]", stack().replace("cert-manager-webhook\"", "cert-manager-webhok\"")), 1);
+    let text = LAB.replacen(
+        "[[input]]",
+        &format!("{}\n[[input]]", stack().replace("cert-manager-webhook\"", "cert-manager-webhok\"")),
+        1,
+    );
     std::fs::write(dir.path().join("cluster.toml"), text).unwrap();
     let validate = || -> Output {
         Command::new(env!("CARGO_BIN_EXE_imgbuild")).args(["validate", "--cluster"]).arg(dir.path()).output().unwrap()

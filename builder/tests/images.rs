@@ -72,7 +72,10 @@ fn any_image_that_a_cluster_file_lacks_is_named() {
     let whole = Room::new(LAB_HA);
     let (present, code) = whole.images("present");
     // For pods of whoever uses the lab: kubelet asks for it then, and nothing that is known here does.
-    assert_eq!((present.len(), whole.images("unasked").0, code), (sections.len() - 1, vec![UNASKED.to_owned()], Some(0)));
+    assert_eq!(
+        (present.len(), whole.images("unasked").0, code),
+        (sections.len() - 1, vec![UNASKED.to_owned()], Some(0))
+    );
     for (index, section) in sections.iter().enumerate() {
         let others = sections.iter().enumerate().filter(|(other, _)| *other != index);
         let room = Room::new(&others.fold(head.to_owned(), |text, (_, section)| format!("{text}[[image]]{section}")));
@@ -130,7 +133,11 @@ fn archive(path: &Path, names: &[&str]) {
 }
 
 fn kylin(more: &str, names: &[&str]) -> Room {
-    let room = Room::new(&KYLIN.replace("images-loong64.tar.zst", "images-loong64.tar").replace("\n[os]\n", &format!("\n{more}\n[os]\n")));
+    let room = Room::new(
+        &KYLIN
+            .replace("images-loong64.tar.zst", "images-loong64.tar")
+            .replace("\n[os]\n", &format!("\n{more}\n[os]\n")),
+    );
     room.put("inputs/calico.yaml", CALICO);
     archive(&room.0.path().join("inputs/images-loong64.tar"), names);
     room
@@ -154,9 +161,13 @@ fn the_report_says_who_asks_and_where_an_image_comes_from() {
     let output = room.run(&["images"]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("MISSING docker.io/calico/node:v3.26.1\n        for the manifest 10-calico.yaml (DaemonSet/kube-system/calico-node)\n"), "{text}");
-    let add = "names = { \"docker.io/calico/node:v3.26.1\" = \"lcr.loongnix.cn/calico/node:3.26.1\" } to input `images`";
+    let add =
+        "names = { \"docker.io/calico/node:v3.26.1\" = \"lcr.loongnix.cn/calico/node:3.26.1\" } to input `images`";
     assert!(text.contains(add), "{text}");
-    assert!(text.contains("unasked example.org/nobody:1\n        from input `images`, inputs/images-loong64.tar, sha256:"), "{text}");
+    assert!(
+        text.contains("unasked example.org/nobody:1\n        from input `images`, inputs/images-loong64.tar, sha256:"),
+        "{text}"
+    );
     assert!(text.contains("10 images for linux/loong64: 1 missing"), "{text}");
     // What it says to add is what is missing.
     let file = room.0.path().join("cluster.toml");
@@ -183,7 +194,10 @@ fn images_of_add_ons_are_asked_for_under_their_new_names() {
     let said = String::from_utf8_lossy(&said.stderr);
     let warning = "warning: add-on `cm` (addons/cm.yaml line 8, Pod/cm/cm) may ask for the image `lcr.loongnix.cn/jetstack/solver:v1`";
     assert!(said.contains(warning), "{said}");
-    let complete = kylin(addon, &[&OF_KYLIN[..], &["lcr.loongnix.cn/jetstack/cm:v1", "lcr.loongnix.cn/jetstack/solver:v1"]].concat());
+    let complete = kylin(
+        addon,
+        &[&OF_KYLIN[..], &["lcr.loongnix.cn/jetstack/cm:v1", "lcr.loongnix.cn/jetstack/solver:v1"]].concat(),
+    );
     complete.put("addons/cm.yaml", manifest);
     assert_eq!(complete.images("present").0.len(), OF_KYLIN.len() + 2);
     assert_eq!(complete.images("missing").1, Some(0));

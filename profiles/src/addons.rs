@@ -51,7 +51,12 @@ impl Placeholder for ObjectName {
 }
 
 fn object(decoder: &mut Decoder, item: &Item<'_>) -> Option<ObjectName> {
-    told(decoder, item, "an object", "write it like \"Deployment/cert-manager/cert-manager-webhook\" or \"ClusterRole/view\"")
+    told(
+        decoder,
+        item,
+        "an object",
+        "write it like \"Deployment/cert-manager/cert-manager-webhook\" or \"ClusterRole/view\"",
+    )
 }
 
 fn path(decoder: &mut Decoder, item: &Item<'_>) -> Option<ObjectPath> {
@@ -81,9 +86,11 @@ fn value(decoder: &mut Decoder, item: &Item<'_>) -> Option<Value> {
             Ok(number) if number.is_finite() => Some(Value::Float(number)),
             _ => decoder.bad(item, format!("`{}` is no number that JSON has", item.key()), ""),
         },
-        DeValue::Datetime(_) => {
-            decoder.bad(item, format!("`{}` is a date, which Kubernetes has as strings", item.key()), "put it in double quotes")
-        }
+        DeValue::Datetime(_) => decoder.bad(
+            item,
+            format!("`{}` is a date, which Kubernetes has as strings", item.key()),
+            "put it in double quotes",
+        ),
         DeValue::Array(_) => array(value)(decoder, item).map(Value::List),
         DeValue::Table(_) => entries("a table", value)(decoder, item).map(Value::Table),
     }
@@ -122,7 +129,11 @@ pub(crate) fn validate(c: &Cluster, d: &mut Decoder) {
             }
         }
         images(d, &key("images"), addon);
-        addon.patch.iter().enumerate().for_each(|(at, patch)| self::patch(d, &format!("{}[{at}]", key("patch")), patch));
+        addon
+            .patch
+            .iter()
+            .enumerate()
+            .for_each(|(at, patch)| self::patch(d, &format!("{}[{at}]", key("patch")), patch));
         addon.wait.iter().enumerate().for_each(|(at, wait)| self::wait(d, &format!("{}[{at}]", key("wait")), wait));
     }
     for (index, input) in c.input.iter().enumerate() {
@@ -133,7 +144,12 @@ pub(crate) fn validate(c: &Cluster, d: &mut Decoder) {
         };
         if format!("{to}/").starts_with(OWN) {
             let what = format!("{to} is in the folder of the add-ons");
-            d.report(&[&format!("input[{index}].to")], what, "imgbuild writes all that is in it", "choose another folder");
+            d.report(
+                &[&format!("input[{index}].to")],
+                what,
+                "imgbuild writes all that is in it",
+                "choose another folder",
+            );
         }
     }
 }
@@ -161,7 +177,10 @@ fn of_input(c: &Cluster, d: &mut Decoder, place: &str, name: &str) {
 
 fn images(d: &mut Decoder, key: &str, addon: &Addon) {
     let is_part = |name: &str| {
-        !name.is_empty() && !name.starts_with('/') && !name.ends_with(['/', ':', '@']) && !name.contains(char::is_whitespace)
+        !name.is_empty()
+            && !name.starts_with('/')
+            && !name.ends_with(['/', ':', '@'])
+            && !name.contains(char::is_whitespace)
     };
     for (from, to) in &addon.images {
         let place = format!("{key}.{from}");
@@ -193,7 +212,12 @@ fn patch(d: &mut Decoder, key: &str, patch: &Patch) {
             d.report(&[key, &value], what, "", "say what the place gets; `delete` takes it out");
         }
         (Some(_), Some(_)) => {
-            d.report(&[&value, key], "`delete` has a `value`", "what is taken out gets none", "drop the `value`, or use `set`");
+            d.report(
+                &[&value, key],
+                "`delete` has a `value`",
+                "what is taken out gets none",
+                "drop the `value`, or use `set`",
+            );
         }
         _ => {}
     }
@@ -212,7 +236,12 @@ fn wait(d: &mut Decoder, key: &str, wait: &Wait) {
     }
     if !wait.condition.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b)) {
         let what = format!("\"{}\" is not a condition", wait.condition);
-        d.report(&[&format!("{key}.condition")], what, "", "write \"rolled-out\", \"exists\", or one like \"Available\"");
+        d.report(
+            &[&format!("{key}.condition")],
+            what,
+            "",
+            "write \"rolled-out\", \"exists\", or one like \"Available\"",
+        );
     }
     let kinds = ["DaemonSet", "Deployment", "StatefulSet"];
     if wait.condition == "rolled-out" && !kinds.contains(&wait.object.kind.as_str()) {

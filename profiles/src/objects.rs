@@ -210,7 +210,10 @@ mod tests {
             ("a[name=web].args[]", vec![key("a"), matching("name", "web"), key("args"), Segment::End]),
             ("a[x=10.0.0.1:80]", vec![key("a"), matching("x", "10.0.0.1:80")]),
             ("a[x=\"]\"][1]", vec![key("a"), matching("x", "]"), Segment::Index(1)]),
-            ("metadata.annotations.\"example.org/a.b\"", vec![key("metadata"), key("annotations"), key("example.org/a.b")]),
+            (
+                "metadata.annotations.\"example.org/a.b\"",
+                vec![key("metadata"), key("annotations"), key("example.org/a.b")],
+            ),
             ("data.Corefile", vec![key("data"), key("Corefile")]),
         ] {
             let path: ObjectPath = text.parse().unwrap_or_else(|why| panic!("{text}: {why}"));
@@ -247,7 +250,8 @@ mod tests {
 
     #[test]
     fn an_object_has_a_kind_perhaps_a_namespace_and_a_name() {
-        for text in ["Deployment/cert-manager/cert-manager-webhook", "ClusterRole/system:node", "Job/default/migrate-"] {
+        for text in ["Deployment/cert-manager/cert-manager-webhook", "ClusterRole/system:node", "Job/default/migrate-"]
+        {
             assert_eq!(text.parse::<ObjectName>().unwrap().to_string(), text);
         }
         for (text, why) in [

@@ -125,9 +125,15 @@ mod tests {
 
     #[test]
     fn knows_which_containerd_pins_images() {
-        for (version, pins) in
-            [("1.6", false), ("1.6.20", false), ("1.6.26", true), ("1.7", false), ("1.7.11", true), ("2.0", true), ("2.1.4", true)]
-        {
+        for (version, pins) in [
+            ("1.6", false),
+            ("1.6.20", false),
+            ("1.6.26", true),
+            ("1.7", false),
+            ("1.7.11", true),
+            ("2.0", true),
+            ("2.1.4", true),
+        ] {
             assert_eq!(version.parse::<Version>().unwrap().pins_by_label(), pins, "{version}");
         }
     }

@@ -87,7 +87,12 @@ fn each_mistake_is_found_in_its_place() {
         ("addons/crds.yaml", "../crds.yaml", "addon[0].manifests[0]", "leads out of the directory"),
         ("addons/crds.yaml", "addons/cert-manager.yaml", "addon[0].manifests[1]", "is listed twice"),
         ("addons/crds.yaml", "input:klum", "addon[0].manifests[0]", "no input of kind \"file\" is called `klum`"),
-        ("\"quay.io/jetstack\" =", "\"quay.io/jetstack/\" =", "addon[0].images.quay.io/jetstack/", "is not the beginning"),
+        (
+            "\"quay.io/jetstack\" =",
+            "\"quay.io/jetstack/\" =",
+            "addon[0].images.quay.io/jetstack/",
+            "is not the beginning",
+        ),
         ("registry.example.org/jetstack", "quay.io/jetstack", "addon[0].images.quay.io/jetstack", "become what it is"),
         ("\"ClusterRole/cert-manager:view\"", "\"view\"", "addon[0].patch[1].object", "has not two or three parts"),
         ("\"ClusterRole/cert-manager:view\"", "7", "addon[0].patch[1].object", "must be a string"),
@@ -103,7 +108,12 @@ fn each_mistake_is_found_in_its_place() {
         ("\"Available\"", "\"Avail able\"", "addon[0].wait[0].condition", "is not a condition"),
         ("\"30m\"", "\"48h\"", "addon[0].wait[1].timeout", "longer than a day"),
         ("\"30m\"", "\"half an hour\"", "addon[0].wait[1].timeout", "not a duration"),
-        ("DaemonSet/kube-system/cilium\"\ncondition", "Job/a\"\ncondition", "addon[0].wait[1].condition", "a Job is not rolled out"),
+        (
+            "DaemonSet/kube-system/cilium\"\ncondition",
+            "Job/a\"\ncondition",
+            "addon[0].wait[1].condition",
+            "a Job is not rolled out",
+        ),
     ];
     for (from, to, key, part) in cases {
         assert!(GOOD.contains(from), "{from}");
@@ -113,7 +123,8 @@ fn each_mistake_is_found_in_its_place() {
         assert!(found.contains(key) && report.to_string().contains(part), "{part}: {found:?}\n{report}");
         assert_eq!(found.len(), 1, "{part}: {report}");
     }
-    let twice = Cluster::parse("cluster.toml", &lab(&format!("{GOOD}{}", GOOD.replace("addons/", "more/")))).unwrap_err();
+    let twice =
+        Cluster::parse("cluster.toml", &lab(&format!("{GOOD}{}", GOOD.replace("addons/", "more/")))).unwrap_err();
     assert!(twice.to_string().contains("two add-ons have the name cert-manager"), "{twice}");
     let applied = lab(&format!("{}{file}", GOOD.replace("addons/crds.yaml", "input:klum-yaml")));
     let report = Cluster::parse("cluster.toml", &applied).unwrap_err().to_string();

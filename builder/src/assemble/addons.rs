@@ -107,11 +107,13 @@ pub fn prepare(cluster: &Cluster, read: impl Fn(&str) -> Result<Option<Vec<u8>>>
     }
     if !problems.is_empty() {
         let message = format!("the add-ons cannot be used as they are:\n  {}", problems.join("\n  "));
-        let hint = "docs/addons.md says how objects and places are written; each patch finds what the patches above it made";
+        let hint =
+            "docs/addons.md says how objects and places are written; each patch finds what the patches above it made";
         return Err(Failure::user(message).hint(hint).into());
     }
     if !addons.is_empty() {
-        let text = serde_json::to_string_pretty(&Index { schema: index::SCHEMA, addons }).context("writing the add-ons' index")?;
+        let text = serde_json::to_string_pretty(&Index { schema: index::SCHEMA, addons })
+            .context("writing the add-ons' index")?;
         prepared.files.insert(format!("{}/{}", index::DIR, index::INDEX), text + "\n");
     }
     Ok(prepared)
@@ -195,7 +197,11 @@ impl Work<'_> {
         }
         if count == 0 {
             let paths: Vec<&str> = files.iter().map(|file| file.path).collect();
-            problems.push(format!("{}: there is no such object: {whose}{}", paths.join(", "), near(files, &patch.object)));
+            problems.push(format!(
+                "{}: there is no such object: {whose}{}",
+                paths.join(", "),
+                near(files, &patch.object)
+            ));
         }
         problems
     }
@@ -214,14 +220,19 @@ impl Work<'_> {
         let there = if images.is_empty() { "there is none".to_owned() } else { format!("there is {}", list(&images)) };
         let idle = renames.keys().filter(|from| !used.contains(*from));
         idle.map(|from| {
-            format!("add-on `{}`: no image of its manifests begins with \"{from}\" of `images`; {there}", self.addon.name)
+            format!(
+                "add-on `{}`: no image of its manifests begins with \"{from}\" of `images`; {there}",
+                self.addon.name
+            )
         })
         .collect()
     }
 
     /// What firstboot is to wait for.
     fn wait(&mut self, files: &[File<'_>], wait: &Wait) -> index::Wait {
-        let version = objects(files).find(|(object, _)| object.is(&wait.object)).and_then(|(_, node)| node.get("apiVersion")?.scalar());
+        let version = objects(files)
+            .find(|(object, _)| object.is(&wait.object))
+            .and_then(|(_, node)| node.get("apiVersion")?.scalar());
         if version.is_none() {
             self.prepared.warnings.push(format!(
                 "add-on `{}` waits for {}, which none of its manifests has: it must come of something else{}",

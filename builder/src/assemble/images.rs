@@ -16,11 +16,20 @@ use crate::proof::images::{Wanted, always_pulled, doubts, problems, wanted_by_ku
 /// no package is fetched and no program compiled.
 pub fn part(cluster: &Cluster) -> Cluster {
     let mut part = cluster.clone();
-    let of_addons: Vec<String> =
-        cluster.addon.iter().flat_map(|addon| &addon.manifests).filter_map(|path| Some(path.strip_prefix("input:")?.to_owned())).collect();
+    let of_addons: Vec<String> = cluster
+        .addon
+        .iter()
+        .flat_map(|addon| &addon.manifests)
+        .filter_map(|path| Some(path.strip_prefix("input:")?.to_owned()))
+        .collect();
     part.input.retain(|input| match input {
         Input::File(file) => file.to.starts_with(MANIFESTS) || of_addons.contains(&file.name),
-        Input::Deb(_) | Input::Source(_) | Input::Tar(_) | Input::Rootfs(_) | Input::Rpm(_) | Input::RpmRepository(_) => false,
+        Input::Deb(_)
+        | Input::Source(_)
+        | Input::Tar(_)
+        | Input::Rootfs(_)
+        | Input::Rpm(_)
+        | Input::RpmRepository(_) => false,
         Input::ImageArchive(_) => true,
     });
     for packages in [&mut part.os.packages, &mut part.payload.packages] {
@@ -80,7 +89,8 @@ fn manifests(bench: &Bench<'_>) -> Result<Vec<(String, String)>> {
     for (to, _, content) in &bench.sources.files {
         let Some(name) = to.strip_prefix(MANIFESTS) else { continue };
         let content = manifest::read(bench.store.open_object(content)?)?;
-        let text = String::from_utf8(content).map_err(|error| Failure::user(format!("the manifest {name} is no text: {error}")));
+        let text = String::from_utf8(content)
+            .map_err(|error| Failure::user(format!("the manifest {name} is no text: {error}")));
         manifests.push((name.to_owned(), text?));
     }
     Ok(manifests)
@@ -118,8 +128,10 @@ mod tests {
                 lab.cluster.image = all.iter().filter(|image| image.reference != *missing).cloned().collect();
                 let error = proof(&lab).unwrap_err();
                 assert_eq!(kind(&error), ErrorKind::Verification);
-                let named: Vec<&String> =
-                    asked.iter().filter(|one| error.to_string().contains(&format!("image `{one}` is not in the payload"))).collect();
+                let named: Vec<&String> = asked
+                    .iter()
+                    .filter(|one| error.to_string().contains(&format!("image `{one}` is not in the payload")))
+                    .collect();
                 assert_eq!(named, [missing], "{error}");
             }
         }

@@ -19,7 +19,8 @@ pub(super) fn run(options: &Options) -> Result<()> {
     file.nodes(options)?;
     say(&calico::manifests(&file.cluster, |input| manifest(&file.dir().join(&input.path)))?);
     let addons = addons::prepare(&file.cluster, |path| {
-        let of_input = path.strip_prefix("input:").and_then(|name| file.cluster.files().find(|input| input.name == name));
+        let of_input =
+            path.strip_prefix("input:").and_then(|name| file.cluster.files().find(|input| input.name == name));
         manifest(&file.dir().join(of_input.map_or(path, |input| input.path.as_str())))
     })?;
     warn(&addons.warnings);

@@ -173,11 +173,16 @@ fn find(node: &Node, segment: &Segment, way: &[Segment]) -> Result<usize, TreeEr
 /// Fails where something below `node` has a name that another place may use.
 fn own_below(node: &Node) -> Result<(), TreeError> {
     if let Some(name) = &node.anchor {
-        return Err(error(node.line, format!("the anchor `&{name}` is in what is to go, and may be used elsewhere: write it out")));
+        return Err(error(
+            node.line,
+            format!("the anchor `&{name}` is in what is to go, and may be used elsewhere: write it out"),
+        ));
     }
     match &node.value {
         Value::Sequence(elements) => elements.iter().try_for_each(own_below),
-        Value::Mapping(entries) => entries.iter().try_for_each(|(key, value)| own_below(key).and_then(|()| own_below(value))),
+        Value::Mapping(entries) => {
+            entries.iter().try_for_each(|(key, value)| own_below(key).and_then(|()| own_below(value)))
+        }
         _ => Ok(()),
     }
 }
@@ -185,7 +190,8 @@ fn own_below(node: &Node) -> Result<(), TreeError> {
 /// Fails where Kubernetes takes strings alone and `value` has something else: the API server would refuse the object, in the room.
 fn all_strings(line: usize, path: &[Segment], value: &profiles::schema::Value) -> Result<(), TreeError> {
     use profiles::schema::Value as Given;
-    let table = |segment: Option<&Segment>| matches!(segment, Some(Segment::Key(key)) if STRINGS.contains(&key.as_str()));
+    let table =
+        |segment: Option<&Segment>| matches!(segment, Some(Segment::Key(key)) if STRINGS.contains(&key.as_str()));
     let in_table = path.len() >= 2 && table(path.get(path.len() - 2));
     // Right below an object, or in metadata: a CustomResource may have such keys of its own anywhere else.
     let sure = |segment: &Segment| matches!(segment, Segment::Key(key) if ["metadata", "matchLabels", "nodeSelector"].contains(&key.as_str()));
@@ -197,7 +203,8 @@ fn all_strings(line: usize, path: &[Segment], value: &profiles::schema::Value) -
         _ => false,
     };
     if wrong {
-        let what = format!("Kubernetes takes nothing but strings at `{}`: put the value in double quotes", show_path(path));
+        let what =
+            format!("Kubernetes takes nothing but strings at `{}`: put the value in double quotes", show_path(path));
         return Err(error(line, what));
     }
     Ok(())

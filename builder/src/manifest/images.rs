@@ -170,7 +170,11 @@ fn is_image(value: &str, called: &str) -> bool {
     if !tagged || value.contains("//") {
         return false;
     }
-    if says_so { reference::check(&reference::completed(value)).is_ok() } else { reference::check(value).is_ok() && !is_address(value) }
+    if says_so {
+        reference::check(&reference::completed(value)).is_ok()
+    } else {
+        reference::check(value).is_ok() && !is_address(value)
+    }
 }
 
 /// `10.0.0.1:53/udp:1` and the like: a host of digits is the beginning of an image's name far less often than an address.
@@ -243,7 +247,8 @@ fn rename_container(container: &mut Node, renames: &Renames, used: &mut BTreeSet
     for list in ["command", "args"] {
         if let Some(Node { value: Value::Sequence(elements), .. }) = container.get_mut(list) {
             // What looks like an image is the end of the argument.
-            let begin = |argument: &str| -> Option<usize> { in_argument(argument).map(|image| argument.len() - image.len()) };
+            let begin =
+                |argument: &str| -> Option<usize> { in_argument(argument).map(|image| argument.len() - image.len()) };
             elements.iter_mut().for_each(|argument| give(argument, &begin));
         }
     }
@@ -298,10 +303,17 @@ mod tests {
         let text = "kind: List\nitems:\n- kind: Pod\n  metadata: {name: a}\n  spec:\n    containers: &all\n    - &one {name: a, image: &image 'x/y:1'}\n\
             - kind: Pod\n  metadata: {name: b}\n  spec:\n    containers:\n    - <<: *one\n      name: b\n    - image: *image\n\
             - kind: Pod\n  metadata: {name: c}\n  spec:\n    containers: *all\n";
-        let who: Vec<String> =
-            named(&documents(text).unwrap()).iter().map(|one| format!("{} {}", one.object.as_ref().unwrap(), one.image)).collect();
+        let who: Vec<String> = named(&documents(text).unwrap())
+            .iter()
+            .map(|one| format!("{} {}", one.object.as_ref().unwrap(), one.image))
+            .collect();
         assert_eq!(who, ["Pod/a x/y:1", "Pod/b x/y:1", "Pod/c x/y:1"]);
-        for circle in ["a: &a\n  containers: *a\n", "a: &a\n- *a\n", "a: &a\n  b: &b\n    c: [*a, *b]\n", "a: &a {<<: *a, containers: [*a]}\n"] {
+        for circle in [
+            "a: &a\n  containers: *a\n",
+            "a: &a\n- *a\n",
+            "a: &a\n  b: &b\n    c: [*a, *b]\n",
+            "a: &a {<<: *a, containers: [*a]}\n",
+        ] {
             if let Ok(documents) = documents(circle) {
                 assert_eq!(named(&documents), []);
             }
@@ -317,10 +329,24 @@ mod tests {
 
     #[test]
     fn names_begin_otherwise_where_a_rule_fits() {
-        let rules = [("quay.io/jetstack", "r.local/js"), ("quay.io/jetstack/cm", "other.local/cm"), ("docker.io/library", "r.local/lib"), ("quay.io/jet", "never")];
+        let rules = [
+            ("quay.io/jetstack", "r.local/js"),
+            ("quay.io/jetstack/cm", "other.local/cm"),
+            ("docker.io/library", "r.local/lib"),
+            ("quay.io/jet", "never"),
+        ];
         let (text, used) = after(MANIFEST, &rules);
         let names: Vec<String> = found(&text).into_iter().map(|(image, ..)| image).collect();
-        assert_eq!(names, ["r.local/js/cm-startup:v1", "other.local/cm:v1", "r.local/js/cm-solver:v1", "r.local/lib/proxy:1", "r.local/lib/busybox:latest"]);
+        assert_eq!(
+            names,
+            [
+                "r.local/js/cm-startup:v1",
+                "other.local/cm:v1",
+                "r.local/js/cm-solver:v1",
+                "r.local/lib/proxy:1",
+                "r.local/lib/busybox:latest"
+            ]
+        );
         assert_eq!(used, ["docker.io/library", "quay.io/jetstack", "quay.io/jetstack/cm"]);
         assert!(text.contains("--acme-http01-solver-image=r.local/js/cm-solver:v1"), "{text}");
         assert!(text.ends_with(MANIFEST.split_once("---\n").unwrap().1), "the definition stays as it is");

@@ -99,7 +99,11 @@ impl Document<'_> {
     /// Its objects: itself, or the items of a list.
     pub(crate) fn objects(&self) -> Vec<&Node> {
         let Some(root) = &self.root else { return Vec::new() };
-        if is_list(root) { root.get("items").map(|items| items.elements().iter().collect()).unwrap_or_default() } else { vec![root] }
+        if is_list(root) {
+            root.get("items").map(|items| items.elements().iter().collect()).unwrap_or_default()
+        } else {
+            vec![root]
+        }
     }
 
     /// Whether it is a list of objects.
@@ -178,7 +182,8 @@ pub(crate) fn name_of(object: &Node) -> Option<ObjectName> {
 /// `kind: List`, or a list of one kind, as `kubectl get -o yaml` and some tools write it.
 fn is_list(root: &Node) -> bool {
     let kind = root.get("kind").and_then(Node::scalar);
-    kind.is_some_and(|kind| kind.ends_with("List")) && matches!(root.get("items"), Some(Node { value: Value::Sequence(_), .. }))
+    kind.is_some_and(|kind| kind.ends_with("List"))
+        && matches!(root.get("items"), Some(Node { value: Value::Sequence(_), .. }))
 }
 
 /// Lines of a document are counted from where it begins.
@@ -222,12 +227,15 @@ mod tests {
         let names = |document: &Document<'_>| -> Vec<String> {
             document.objects().into_iter().filter_map(name_of).map(|name| name.to_string()).collect()
         };
-        assert_eq!(documents.iter().map(names).collect::<Vec<_>>(), [
-            vec!["Namespace/a".to_owned()],
-            vec![],
-            vec!["Secret/n/b".to_owned(), "Job/c-".to_owned()],
-            vec!["Namespace/a".to_owned()],
-        ]);
+        assert_eq!(
+            documents.iter().map(names).collect::<Vec<_>>(),
+            [
+                vec!["Namespace/a".to_owned()],
+                vec![],
+                vec!["Secret/n/b".to_owned(), "Job/c-".to_owned()],
+                vec!["Namespace/a".to_owned()],
+            ]
+        );
         assert_eq!(documents.iter().map(|document| document.first_line).collect::<Vec<_>>(), [1, 4, 6, 14]);
     }
 
@@ -249,7 +257,10 @@ mod tests {
             .collect();
         assert_eq!(changed, [0, 0, 1, 0]);
         let text = text(&read).unwrap();
-        assert!(text.contains("# only a comment") && text.contains("# of a tool") && !text.contains("Secret"), "{text}");
+        assert!(
+            text.contains("# only a comment") && text.contains("# of a tool") && !text.contains("Secret"),
+            "{text}"
+        );
         assert!(text.contains("- gone\n") && text.contains("generateName: c-"), "{text}");
     }
 

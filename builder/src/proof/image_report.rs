@@ -141,7 +141,8 @@ impl Report {
                 None if certain => State::Missing,
                 None => State::PerhapsMissing,
             };
-            let add = (found.is_none() || state == State::OtherArchitecture).then(|| addition(reference, offered, node));
+            let add =
+                (found.is_none() || state == State::OtherArchitecture).then(|| addition(reference, offered, node));
             Image { reference: reference.to_owned(), state, asked_by, from: found.map(|found| found.from.clone()), add }
         };
         Self { architecture: goarch(node), images: asked.into_iter().map(image).collect() }
@@ -240,8 +241,16 @@ mod tests {
         };
         let offered = [
             Offered::assembled("k8s.gcr.io/pause:3.2", Architecture::Amd64),
-            Offered { reference: "docker.io/calico/cni:v3.26.1".into(), architecture: Architecture::Amd64, from: of_input.clone() },
-            Offered { reference: "lcr.example.org/node:3.26.1".into(), architecture: Architecture::Amd64, from: Origin { called: None, ..of_input } },
+            Offered {
+                reference: "docker.io/calico/cni:v3.26.1".into(),
+                architecture: Architecture::Amd64,
+                from: of_input.clone(),
+            },
+            Offered {
+                reference: "lcr.example.org/node:3.26.1".into(),
+                architecture: Architecture::Amd64,
+                from: Origin { called: None, ..of_input },
+            },
             Offered::assembled("example.org/foreign:1", Architecture::Loong64),
         ];
         let asked = [

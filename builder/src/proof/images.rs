@@ -47,7 +47,10 @@ pub fn wanted_by_kubeadm(kubernetes: &KubernetesSection) -> Vec<Wanted> {
         .iter()
         .map(|name| wanted(format!("{repository}/{name}:v{version}"), format!("kubeadm {version}")))
         .collect();
-    asked.push(wanted(kubernetes.pause_image.clone(), "containerd's sandbox setting and kubelet (`pause_image`)".into()));
+    asked.push(wanted(
+        kubernetes.pause_image.clone(),
+        "containerd's sandbox setting and kubelet (`pause_image`)".into(),
+    ));
     let minor = version.minor;
     if kubernetes.dns == ClusterDns::Coredns
         && let Some((_, coredns)) = COREDNS.iter().rev().find(|(from, _)| *from <= minor)
@@ -109,13 +112,19 @@ pub fn problems(wanted: &[Wanted], offered: &[Offered], node: Architecture) -> V
 pub fn doubts(wanted: &[Wanted], offered: &[Offered], node: Architecture) -> Vec<String> {
     let report = Report::of(wanted, offered, node);
     let doubts = report.images.iter().filter(|image| image.state == State::PerhapsMissing);
-    doubts.map(|image| format!("{} may ask for the image `{}`, which is not in the payload", image.askers(), image.reference)).collect()
+    doubts
+        .map(|image| {
+            format!("{} may ask for the image `{}`, which is not in the payload", image.askers(), image.reference)
+        })
+        .collect()
 }
 
 fn told(image: &crate::proof::image_report::Image) -> String {
     let (reference, by) = (&image.reference, image.askers());
     if image.state == State::OtherArchitecture {
-        return format!("image `{reference}`, which {by} will ask for, is made for another architecture than the node's");
+        return format!(
+            "image `{reference}`, which {by} will ask for, is made for another architecture than the node's"
+        );
     }
     let add = image.add.as_deref().unwrap_or_default().replace('\n', "\n      ");
     format!("image `{reference}` is not in the payload, but {by} will ask for it; add to cluster.toml:\n      {add}")

@@ -50,7 +50,8 @@ fn files(addon: &Addon) -> impl Iterator<Item = &String> {
 /// `kubectl apply` of a file beside the index. The server knows the types: kubectl need not fetch the description of all it offers.
 fn apply_command(file: &str) -> Command {
     let path = format!("{PAYLOAD_DIR}/{DIR}/{file}");
-    let args = ["apply", "--server-side", "--force-conflicts", "--field-manager=imgbuild", "--validate=false", "-f", &path];
+    let args =
+        ["apply", "--server-side", "--force-conflicts", "--field-manager=imgbuild", "--validate=false", "-f", &path];
     kubectl(&args).timeout(PATIENCE.as_secs())
 }
 
@@ -113,7 +114,9 @@ fn wait(cx: &Cx<'_>, wait: &Wait) -> Result<()> {
         };
         Ok(match state {
             Ok(()) => Poll::Ready(()),
-            Err(why) => Poll::Pending(short(&[Some(why), trouble(cx, &object)].into_iter().flatten().collect::<Vec<_>>().join("; "))),
+            Err(why) => Poll::Pending(short(
+                &[Some(why), trouble(cx, &object)].into_iter().flatten().collect::<Vec<_>>().join("; "),
+            )),
         })
     })
 }
@@ -275,7 +278,8 @@ mod tests {
     use crate::testing::Lab;
 
     const KUBECTL: &str = "kubectl --kubeconfig=/etc/kubernetes/admin.conf --request-timeout=30s";
-    const APPLY: &str = "apply --server-side --force-conflicts --field-manager=imgbuild --validate=false -f /opt/imgbuild/addons";
+    const APPLY: &str =
+        "apply --server-side --force-conflicts --field-manager=imgbuild --validate=false -f /opt/imgbuild/addons";
     const ESTABLISHED: &str = r#"{"status":{"conditions":[{"type":"Established","status":"True"}]}}"#;
 
     /// Two add-ons, as the builder writes them; the first one defines something and is waited for.
@@ -291,7 +295,12 @@ mod tests {
         for file in ["01-cm-definitions.yaml", "01-cm.yaml", "02-klum.yaml"] {
             lab.write(&format!("/opt/imgbuild/addons/{file}"), file);
         }
-        lab.runner.answer(&format!("{KUBECTL} get --raw /apis/apiextensions.k8s.io/v1/customresourcedefinitions/"), 0, ESTABLISHED, "");
+        lab.runner.answer(
+            &format!("{KUBECTL} get --raw /apis/apiextensions.k8s.io/v1/customresourcedefinitions/"),
+            0,
+            ESTABLISHED,
+            "",
+        );
         lab.runner.answer(&format!("{KUBECTL} get User c1"), 0, "{}", "");
         lab.runner.answer(&format!("{KUBECTL} get Deployment.v1.apps hook"), 0, &deployment(1, "True"), "");
     }
@@ -326,7 +335,8 @@ mod tests {
         let lab = Lab::new();
         prepare(&lab);
         run(&lab).unwrap();
-        let definition = |name: &str| format!("get --raw /apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
+        let definition =
+            |name: &str| format!("get --raw /apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
         let expected = [
             format!("{APPLY}/01-cm-definitions.yaml"),
             definition("a.cm.io"),
@@ -370,7 +380,11 @@ mod tests {
         lab.runner.on(&format!("{KUBECTL} {APPLY}/01-cm.yaml"), move |_| {
             left.set(left.get() - 1);
             let refused = left.get() >= 0;
-            Output { status: i32::from(refused), stderr_tail: "x\nfailed calling webhook \"hook.cm.io\"".into(), ..Output::default() }
+            Output {
+                status: i32::from(refused),
+                stderr_tail: "x\nfailed calling webhook \"hook.cm.io\"".into(),
+                ..Output::default()
+            }
         });
         run(&lab).unwrap();
         assert_eq!(refusals.get(), -1);

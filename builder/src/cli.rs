@@ -36,6 +36,14 @@ pub enum Command {
     Lock(LockOptions),
     /// Download and verify every locked input into the store
     Fetch,
+    /// Say which container images the nodes ask for, who asks, where each comes from, and what is missing; exit code 1 if one is
+    ///
+    /// Reads manifests and image archives from beside the cluster file; fetches no package and compiles nothing.
+    Images {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Write every file a node would get, for reading and review (to <out>/render); no secret is in them, and none is made
     Render,
     /// Say what is inside a built image

@@ -11,6 +11,7 @@ pub mod error;
 pub mod image;
 pub mod inputs;
 pub mod lock;
+pub mod manifest;
 pub mod output;
 pub mod pki;
 pub mod proof;

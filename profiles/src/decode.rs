@@ -405,17 +405,27 @@ pub(crate) fn array<'a, T>(
 
 /// A table of strings with free keys.
 pub(crate) fn strings(decoder: &mut Decoder, item: &Item<'_>) -> Option<BTreeMap<String, String>> {
-    let DeValue::Table(entries) = item.value else {
-        return decoder.wrong_type(item, "a table of strings", "write it as { \"name\" = \"value\" }");
-    };
-    let mut values = BTreeMap::new();
-    for (name, value) in entries {
-        let key = format!("{}.{}", item.key, name.get_ref());
-        decoder.spans.insert(key.clone(), value.span());
-        let value = string(decoder, &Item { value: value.get_ref(), span: value.span(), key });
-        values.extend(value.map(|value| (name.get_ref().clone().into_owned(), value)));
+    entries("a table of strings", string)(decoder, item)
+}
+
+/// A table with free keys, which is to be `what`, each value read with `decode`. Broken values are left out.
+pub(crate) fn entries<'a, T>(
+    what: &'static str,
+    decode: impl Fn(&mut Decoder, &Item<'a>) -> Option<T>,
+) -> impl Fn(&mut Decoder, &Item<'a>) -> Option<BTreeMap<String, T>> {
+    move |decoder, item| {
+        let DeValue::Table(entries) = item.value else {
+            return decoder.wrong_type(item, what, "write it as { \"name\" = \"value\" }");
+        };
+        let mut values = BTreeMap::new();
+        for (name, value) in entries {
+            let key = format!("{}.{}", item.key, name.get_ref());
+            decoder.spans.insert(key.clone(), value.span());
+            let value = decode(decoder, &Item { value: value.get_ref(), span: value.span(), key });
+            values.extend(value.map(|value| (name.get_ref().clone().into_owned(), value)));
+        }
+        Some(values)
     }
-    Some(values)
 }
 
 fn type_name(value: &DeValue<'_>) -> &'static str {

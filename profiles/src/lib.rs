@@ -2,18 +2,21 @@
 //! The cluster schema, its validation, node profiles, and the rendering of every file a node gets.
 //! Pure functions: nothing in this crate reads a file, a clock or the network.
 
+pub mod addon_index;
+mod addons;
 pub mod bundle;
 mod decode;
 pub mod diagnostics;
 pub mod kubeconfig;
 pub mod medium;
 pub mod node;
+mod objects;
 mod profile;
 pub mod render;
 pub mod schema;
 mod sections;
 pub mod seed;
-mod text;
+pub mod text;
 mod validate;
 mod validate_network;
 pub mod version;

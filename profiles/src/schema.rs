@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use crate::node::{Architecture, ClusterDns, EncryptionAlgorithm, NetworkPlugin, ProxyMode, Role};
+pub use crate::objects::{ObjectName, ObjectPath, Segment, Value, show_path};
 use crate::text;
 use crate::version::Version;
 
@@ -42,6 +43,8 @@ pub struct Cluster {
     pub input: Vec<Input>,
     /// Optional, default none. `[[image]]`: container images assembled by imgbuild.
     pub image: Vec<Image>,
+    /// Optional, default none. `[[addon]]`: manifests that are applied to the cluster once it stands, in the file's order.
+    pub addon: Vec<Addon>,
     /// Required. `[[node]]`: the machines, at least one. Append new ones at the end: with the `bridge` plugin a node's
     /// place decides its pod subnet.
     pub node: Vec<NodeSection>,
@@ -485,6 +488,59 @@ pub struct Image {
     pub entrypoint: Vec<String>,
     /// Optional, default `PATH` alone. Environment variables.
     pub env: BTreeMap<String, String>,
+}
+
+/// Manifests that masters apply to the cluster once it stands, changed where the file says so, and what is waited for before the
+/// next add-on (docs/addons.md).
+///
+/// TOML: `[[addon]]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Addon {
+    /// Required. Name of the add-on, unique: at most 40 of a-z, 0-9 and `-`.
+    pub name: String,
+    /// Required. Its manifests, in order: paths relative to the cluster file, or `"input:NAME"` for the file of an input of kind
+    /// `file`.
+    pub manifests: Vec<String>,
+    /// Optional, default none. Images under other names: what the name in a manifest begins with, up to a `/`, a `:` or all of it,
+    /// and what it begins with instead: `{ "quay.io/jetstack" = "registry.example.org/jetstack" }`.
+    pub images: BTreeMap<String, String>,
+    /// Optional, default none. `[[addon.patch]]`: what is changed in its manifests, in order.
+    pub patch: Vec<Patch>,
+    /// Optional, default none. `[[addon.wait]]`: what must be so before the next add-on is applied.
+    pub wait: Vec<Wait>,
+}
+
+/// A change of one place of one object. One of `set`, `add` and `delete` says which place.
+///
+/// TOML: `[[addon.patch]]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Patch {
+    /// Required. The object: `"Deployment/cert-manager/cert-manager-webhook"` with its namespace, `"ClusterRole/view"` where the manifest
+    /// gives it none.
+    pub object: ObjectName,
+    /// Optional, default none. A place that is there, whose value becomes `value`: `"spec.template.spec.containers[name=web].args[0]"`, or
+    /// `'metadata.annotations."example.org/a.b"'`.
+    pub set: Option<ObjectPath>,
+    /// Optional, default none. A place that is not there, below one that is, and gets `value`; `args[]` is the end of a list.
+    pub add: Option<ObjectPath>,
+    /// Optional, default none. A place that is there, and is taken out.
+    pub delete: Option<ObjectPath>,
+    /// Optional, default none; `set` and `add` need it. Any value but a date: a string stays a string, whatever it looks like.
+    pub value: Option<Value>,
+}
+
+/// Something that must be so in the cluster.
+///
+/// TOML: `[[addon.wait]]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wait {
+    /// Required. The object, as in a patch; it need not be in a manifest, where something else makes it.
+    pub object: ObjectName,
+    /// Required. `"rolled-out"` (Deployment, DaemonSet, StatefulSet: every pod is new and serves), `"exists"`, or a condition of its status:
+    /// `"Available"`, `"Established"`, `"Complete"`, `"Ready"`.
+    pub condition: String,
+    /// Optional, default `"10m"`. How long; 1s to 24h. Afterwards the step has failed, says what it waits for, and is tried again.
+    pub timeout: Duration,
 }
 
 /// One machine.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 
+use crate::addons;
 use crate::decode::{
     Decoder, Item, Placeholder, Table, array, boolean, choice, integer, parsed, string, strings, word,
 };
@@ -44,6 +45,7 @@ pub(crate) fn cluster(t: &mut Table<'_, '_>) -> Cluster {
         }),
         input: t.tables("input", input),
         image: t.tables("image", image),
+        addon: t.tables("addon", addons::addon),
         node: t.tables("node", node),
     }
 }
@@ -354,7 +356,7 @@ fn subnet(decoder: &mut Decoder, item: &Item<'_>) -> Option<IpNet> {
     Some(net)
 }
 
-fn duration(decoder: &mut Decoder, item: &Item<'_>) -> Option<Duration> {
+pub(crate) fn duration(decoder: &mut Decoder, item: &Item<'_>) -> Option<Duration> {
     let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
     quantity(decoder, item, "a duration", "15m", &units).map(Duration::from_millis)
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::time::Duration;
 
+use crate::addons;
 use crate::decode::Decoder;
 use crate::schema::{
     Cluster, DiskSection, Distribution, FileOrigin, Input, LoadBalancerSection, NetworkPlugin, ProxyMode, Role,
@@ -34,6 +35,7 @@ pub(crate) fn cluster(c: &Cluster, d: &mut Decoder) {
     disk(c, d);
     inputs(c, d);
     images(c, d);
+    addons::validate(c, d);
     os(c, d);
     nodes(c, d);
     installs(c, d);
@@ -66,7 +68,7 @@ fn names(c: &Cluster, d: &mut Decoder) {
 }
 
 /// Reports each entry of `[[table]]` whose `key` has the value of an earlier one.
-fn duplicates<T: Ord + Display>(
+pub(crate) fn duplicates<T: Ord + Display>(
     d: &mut Decoder,
     table: &str,
     key: &str,
@@ -479,7 +481,7 @@ fn brought(d: &mut Decoder, key: &str, paths: &[String]) {
     }
 }
 
-fn inside_directory(d: &mut Decoder, key: &str, path: &str) {
+pub(crate) fn inside_directory(d: &mut Decoder, key: &str, path: &str) {
     if path.starts_with('/') || path.split('/').any(|part| part == "..") {
         let what = format!("\"{path}\" leads out of the directory of the cluster file");
         d.report(&[key], what, "a cluster must be whole in one directory", "");

@@ -64,6 +64,22 @@ impl Version {
         self.minor >= 26
     }
 
+    /// Kubernetes: kubelet never deletes an image that the runtime calls pinned.
+    pub fn spares_pinned_images(self) -> bool {
+        self.minor >= 23
+    }
+
+    /// containerd: an image with the label `io.cri-containerd.pinned=pinned` is pinned, whoever brought it. Release 1.6 and 1.7 got
+    /// that late (containerd#9382, #9381): where the patch level is not known, they count as older.
+    pub fn pins_by_label(self) -> bool {
+        let patch = self.patch.unwrap_or(0);
+        match (self.major, self.minor) {
+            (1, 6) => patch >= 26,
+            (1, 7) => patch >= 11,
+            (major, _) => major >= 2,
+        }
+    }
+
     /// containerd: configuration version 3.
     pub fn has_config_v3(self) -> bool {
         self.major >= 2
@@ -106,6 +122,21 @@ impl fmt::Display for Version {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn knows_which_containerd_pins_images() {
+        for (version, pins) in [
+            ("1.6", false),
+            ("1.6.20", false),
+            ("1.6.26", true),
+            ("1.7", false),
+            ("1.7.11", true),
+            ("2.0", true),
+            ("2.1.4", true),
+        ] {
+            assert_eq!(version.parse::<Version>().unwrap().pins_by_label(), pins, "{version}");
+        }
+    }
 
     #[test]
     fn reads_versions_and_nothing_else() {

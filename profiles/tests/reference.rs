@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 const SCHEMA: &str = include_str!("../src/schema.rs");
-const DECODER: &str = include_str!("../src/sections.rs");
+const DECODER: &str = concat!(include_str!("../src/sections.rs"), include_str!("../src/addons.rs"));
 const REFERENCE: &str = include_str!("../../docs/cluster-file.md");
 const MARKER: &str = " cargo test -p profiles --test reference -->\n";
 

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! Calico's own manifest, as the user brings it, set to this cluster: the pod network, the address of a node, how packets
-//! travel between nodes, and where the node can be written to. Only the two documents that say so are written anew, from
-//! their parsed form; all others reach the node byte for byte.
+//! travel between nodes, and where the node can be written to. Only the two documents that say so are written anew
+//! ([`crate::manifest`]); all others reach the node byte for byte.
 
-mod tree;
 mod versions;
 
 use std::collections::BTreeMap;
-use std::io::Read;
 
 use anyhow::{Context, Result};
 use profiles::Cluster;
@@ -16,12 +14,11 @@ use profiles::node::NetworkPlugin;
 use profiles::schema::{Encapsulation, FileInput};
 use profiles::version::Version;
 
-use self::tree::{Node, TreeError, Value};
-use super::Bench;
+use super::{Bench, MANIFESTS};
 use crate::error::Failure;
+use crate::manifest::edit::{at, elements, error, own};
+use crate::manifest::{self, Document, LARGEST, Node, TreeError, Value};
 
-/// Where a node finds the manifests that are applied to the cluster.
-const MANIFESTS: &str = "/opt/imgbuild/manifests/";
 /// Where Calico's manifest puts what it makes.
 const NAMESPACE: &str = "kube-system";
 /// The DaemonSet, and the container in it.
@@ -36,8 +33,6 @@ const BACKEND_KEY: &str = "calico_backend";
 const VENDOR_PLUGINS: &str = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec";
 /// Where it looks on our nodes: `volumePluginDir`, rendered by `profiles`.
 const PLUGINS: &str = "/var/lib/kubelet/volume-plugins";
-/// The largest manifest that is read, in bytes; Calico's has 0.8 MB.
-const LARGEST: u64 = 16 << 20;
 /// What to do where a manifest cannot be used.
 const HINT: &str = "bring manifests/calico.yaml of a Calico release (not the operator's), or use `plugin = \"manifest\"`, \
                     which takes manifests as they are";
@@ -94,18 +89,8 @@ pub fn of(bench: &Bench<'_>) -> Result<Manifests> {
     manifests(bench.cluster, |file| {
         let found = bench.sources.files.iter().find(|(to, ..)| *to == file.to);
         let (.., object) = found.with_context(|| format!("input `{}` is not in the store", file.name))?;
-        read(bench.store.open_object(object)?).map(Some)
+        manifest::read(bench.store.open_object(object)?).map(Some)
     })
-}
-
-/// What of a file is worth reading: with more than [`LARGEST`] bytes it is refused.
-///
-/// # Errors
-/// If it cannot be read.
-pub fn read(file: impl Read) -> Result<Vec<u8>> {
-    let mut content = Vec::new();
-    file.take(LARGEST + 1).read_to_end(&mut content).context("reading a manifest")?;
-    Ok(content)
 }
 
 /// The manifests of `cluster` that are not used as they are, by their place on the node. `read` gives the content of an
@@ -154,22 +139,13 @@ pub fn manifests(cluster: &Cluster, read: impl Fn(&FileInput) -> Result<Option<V
     Ok(configured.into_iter().map(|(to, (_, done))| (to, done)).collect())
 }
 
-/// Sets `manifest` to `settings`. `None` if it has no DaemonSet of that name: then it is another part of Calico, or none.
+/// Sets the manifest `text` to `settings`. `None` if it has no DaemonSet of that name: then it is another part of Calico, or none.
 ///
 /// # Errors
 /// Everything that stands in the way, each with its line.
-pub fn configure(manifest: &str, settings: &Settings) -> Result<Option<Configured>, Vec<String>> {
+pub fn configure(text: &str, settings: &Settings) -> Result<Option<Configured>, Vec<String>> {
     let mut problems = Vec::new();
-    let mut documents = Vec::new();
-    for (first_line, text) in split(manifest) {
-        match tree::parse(text) {
-            Ok(root) => documents.push(Document { first_line, text, root, changed: false }),
-            Err(error) => problems.push(shifted(&error, first_line)),
-        }
-    }
-    if !problems.is_empty() {
-        return Err(problems);
-    }
+    let mut documents = manifest::documents(text)?;
     if !documents.iter().any(|document| document.is("DaemonSet", NODE)) {
         return Ok(None);
     }
@@ -187,75 +163,11 @@ pub fn configure(manifest: &str, settings: &Settings) -> Result<Option<Configure
         daemon_set(root, settings)
     });
     change("ConfigMap", CONFIG, &mut |root: &mut Node| config_map(root, settings));
-    let mut text = String::new();
-    for document in &documents {
-        match document.written() {
-            Ok(written) => text += &written,
-            Err(error) => problems.push(shifted(&error, document.first_line)),
-        }
-    }
     if !problems.is_empty() {
         return Err(problems);
     }
     let warnings = image.and_then(|image| versions::untested(&image, settings.kubernetes)).into_iter().collect();
-    Ok(Some(Configured { manifest: text, warnings }))
-}
-
-/// A document of a manifest.
-struct Document<'a> {
-    /// Its place in the file, from 1.
-    first_line: usize,
-    /// With the line `---` that begins it.
-    text: &'a str,
-    /// Parsed; `None` if there are only comments.
-    root: Option<Node>,
-    changed: bool,
-}
-
-impl Document<'_> {
-    fn field(&self, path: &[&str]) -> Option<&str> {
-        path.iter().try_fold(self.root.as_ref()?, |node, key| node.get(key))?.scalar()
-    }
-
-    fn is(&self, kind: &str, name: &str) -> bool {
-        self.field(&["kind"]) == Some(kind) && self.field(&["metadata", "name"]) == Some(name)
-    }
-
-    fn change(&mut self, edit: &mut dyn FnMut(&mut Node) -> Vec<TreeError>) -> Vec<String> {
-        self.changed = true;
-        let errors = self.root.as_mut().map(edit).unwrap_or_default();
-        errors.iter().map(|error| shifted(error, self.first_line)).collect()
-    }
-
-    fn written(&self) -> Result<String, TreeError> {
-        match &self.root {
-            Some(root) if self.changed => Ok(format!("---\n{}", tree::write(root)?)),
-            _ => Ok(self.text.to_owned()),
-        }
-    }
-}
-
-/// Lines of a document are counted from where it begins.
-fn shifted(error: &TreeError, first_line: usize) -> String {
-    format!("line {}: {}", first_line + error.line.max(1) - 1, error.what)
-}
-
-/// The documents with the line each begins in. A line `---` begins one wherever it stands, also in what looks like a
-/// string: YAML 1.2, section 9.1.2.
-fn split(text: &str) -> Vec<(usize, &str)> {
-    let mut documents = Vec::new();
-    let (mut begin, mut first_line, mut at) = (0, 1, 0);
-    for (index, line) in text.split_inclusive('\n').enumerate() {
-        let marks =
-            line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
-        if marks && at > begin {
-            documents.push((first_line, &text[begin..at]));
-            (begin, first_line) = (at, index + 1);
-        }
-        at += line.len();
-    }
-    documents.push((first_line, &text[begin..]));
-    documents
+    Ok(Some(Configured { manifest: manifest::text(&documents)?, warnings }))
 }
 
 /// The only document of that kind and name, which is in Calico's namespace.
@@ -407,41 +319,7 @@ fn config_map(root: &mut Node, settings: &Settings) -> Vec<TreeError> {
     set().err().into_iter().collect()
 }
 
-/// The node at `path` below `node`, to be changed.
-fn at<'n>(node: &'n mut Node, path: &[&str]) -> Result<&'n mut Node, TreeError> {
-    let mut here = node;
-    for (depth, key) in path.iter().enumerate() {
-        own(here)?;
-        let line = here.line;
-        here =
-            here.get_mut(key).ok_or_else(|| error(line, format!("there is no `{}` here", path[..=depth].join("."))))?;
-    }
-    own(here)?;
-    Ok(here)
-}
-
-fn elements(node: &mut Node) -> Result<&mut Vec<Node>, TreeError> {
-    match &mut node.value {
-        Value::Sequence(elements) => Ok(elements),
-        _ => Err(error(node.line, "this must be a list")),
-    }
-}
-
-/// Fails where the content of `node` stands somewhere else as well, or comes from there.
-fn own(node: &Node) -> Result<(), TreeError> {
-    let shared = node.anchor.is_some() || matches!(node.value, Value::Alias(_)) || node.get("<<").is_some();
-    if shared {
-        let what = "anchors, aliases and `<<` share this with another place, which would change as well: write it out";
-        return Err(error(node.line, what));
-    }
-    Ok(())
-}
-
 fn mapping<const N: usize>(entries: [(&str, &str); N]) -> Node {
     let entries = entries.map(|(key, value)| (Node::new(Value::Bare(key.to_owned())), Node::text(value)));
     Node::new(Value::Mapping(entries.into()))
-}
-
-fn error(line: usize, what: impl Into<String>) -> TreeError {
-    TreeError { line, what: what.into() }
 }

@@ -13,6 +13,8 @@ use crate::image::oci::{Layout, reference};
 use crate::inputs::deb::archive::{self, ArchiveKind};
 use crate::inputs::image_archive::{Image, Images};
 use crate::proof::elf;
+use crate::proof::image_report::{Offered, Origin};
+use crate::store::{Digest, step_key};
 use crate::tree::Content;
 
 /// The images of one archive, under all their names.
@@ -55,9 +57,34 @@ fn all<'a>(bench: &'a Bench<'_>) -> Result<Vec<(&'a str, Image)>> {
     Ok(all)
 }
 
-/// The names of all images that are brought.
-pub(super) fn names(bench: &Bench<'_>) -> Result<BTreeSet<String>> {
-    Ok(all(bench)?.into_iter().flat_map(|(_, image)| image.names).collect())
+/// The images that are brought, by each of their names, and where they come from.
+///
+/// # Errors
+/// Archives that cannot be read.
+pub(super) fn offered(bench: &Bench<'_>) -> Result<Vec<Offered>> {
+    let mut offered = Vec::new();
+    for from in &bench.sources.vendor.images {
+        let input = bench.cluster.image_archives().find(|input| input.path == from.path).map(|input| &input.name);
+        let named = names(bench, from).with_context(|| format!("reading the image archive {}", from.path))?;
+        for (names, manifest) in named {
+            offered.extend(names.into_iter().map(|name| {
+                let called = from.names.get(&name).cloned();
+                let from =
+                    Origin { source: from.path.clone(), input: input.cloned(), called, manifest: Some(manifest) };
+                Offered { reference: name, architecture: bench.architecture(), from }
+            }));
+        }
+    }
+    Ok(offered)
+}
+
+/// The names of each image of an archive, and the digest of its manifest. To verify every blob takes long, and an archive in the
+/// store does not change.
+fn names(bench: &Bench<'_>, from: &vendor::ImageArchive) -> Result<Vec<(Vec<String>, Digest)>> {
+    let key = step_key("image-names", 1, &(from, bench.architecture()))?;
+    bench.store.cached(&key, "reading an image archive", || {
+        Ok(read(bench, from)?.into_iter().map(|image| (image.names, image.manifest.digest)).collect())
+    })
 }
 
 /// Adds the images to the layout of the payload.

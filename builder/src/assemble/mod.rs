@@ -3,9 +3,11 @@
 //! From verified inputs to the parts of an image: the read-only root, the payload, one node's seed. Every part is a step
 //! whose key is all that may influence it, so a build makes only what is new.
 
+pub mod addons;
 pub mod bundle;
 pub mod calico;
 mod image_archive;
+pub mod images;
 mod install;
 pub mod node;
 pub mod os;
@@ -16,7 +18,7 @@ pub mod sources;
 mod testing;
 pub mod vendor;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::path::Path;
 
@@ -41,6 +43,8 @@ use crate::tree::{Content, Entry, FileTree, Kind, layers};
 
 /// Where the payload is mounted: files that a cluster file puts here are part of it.
 const PAYLOAD_PREFIX: &str = "/opt/imgbuild/";
+/// Where a node finds the manifests that are applied as they are.
+const MANIFESTS: &str = "/opt/imgbuild/manifests/";
 
 /// What the parts are made from: the cluster file, and its inputs, which are all in the store.
 #[derive(Debug)]
@@ -70,6 +74,9 @@ pub struct Sources {
     pub programs: Vec<SourceInputs>,
     /// Files from beside the cluster file: place on the node, mode, content.
     pub files: Vec<(String, u32, Digest)>,
+    /// Manifests of add-ons, by their paths beside the cluster file.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub addons: BTreeMap<String, Digest>,
     /// A vendor's system, and archives, from beside the cluster file.
     pub vendor: vendor::Vendor,
 }

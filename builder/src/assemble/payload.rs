@@ -3,22 +3,20 @@
 //! The payload: what lies at /opt/imgbuild on a node. There are two: that of nodes that run pods, and the small one of nodes
 //! that are only etcd members. Layout: docs/contracts.md, section 3.
 
-use std::collections::BTreeSet;
-use std::io::Read;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use profiles::schema::Image;
 use serde::Serialize;
 
 use super::programs::{Wanted, program, programs};
-use super::{Bench, Deb, NodeKind, PAYLOAD_PREFIX, calico, firstboot, image_archive, os, vendor};
+use super::{Bench, Deb, NodeKind, PAYLOAD_PREFIX, addons, calico, firstboot, image_archive, images, os, vendor};
 use crate::error::Failure;
 use crate::image::oci::{self, Layer, Layout, Process};
 use crate::image::squashfs::{self, Packed};
 use crate::inputs::deb::version;
 use crate::inputs::source::{self, Programs};
 use crate::proof::elf;
-use crate::proof::images::{problems, wanted_by_kubeadm, wanted_by_manifest};
 use crate::store::{Digest, step_key};
 use crate::tree::{Entry, FileTree, alternatives};
 
@@ -38,7 +36,7 @@ const CONTAINERD: &str = "containerd";
 const CRICTL: &str = "crictl";
 
 /// Folders of the payload that only nodes that run pods read, whoever put files there.
-const OF_PODS: [&str; 3] = ["cni/", "images/", "manifests/"];
+const OF_PODS: [&str; 4] = ["addons/", "cni/", "images/", "manifests/"];
 
 /// `payload.json`: what firstboot must know of the payload it finds.
 #[derive(Debug, Serialize)]
@@ -58,17 +56,34 @@ struct Pods<'a> {
     sandbox_image: &'a str,
 }
 
+/// Manifests that are not what was brought.
+#[derive(Default)]
+struct Manifests {
+    configured: calico::Manifests,
+    /// Files of the add-ons, by their place in the payload.
+    addons: BTreeMap<String, String>,
+}
+
+impl Manifests {
+    /// Those of the payload of nodes of that kind, proven to ask for no image that is not there.
+    fn of(bench: &Bench<'_>, kind: NodeKind) -> Result<Self> {
+        if kind == NodeKind::Etcd {
+            return Ok(Self::default());
+        }
+        let addons = addons::of(bench)?;
+        images::prove(bench, &addons)?;
+        Ok(Self { configured: calico::of(bench)?, addons: addons.files })
+    }
+}
+
 /// The payload of nodes of one kind as a squashfs, made or found in the store.
 ///
 /// # Errors
 /// If anything that a node will ask for is not in it, or its inputs do not give what the cluster file names.
 pub fn build(bench: &Bench<'_>, kind: NodeKind) -> Result<Packed> {
-    if kind == NodeKind::Pods {
-        prove_images(bench)?;
-    }
+    let manifests = Manifests::of(bench, kind)?;
     let cluster = bench.cluster;
     let firstboot = firstboot(bench.architecture())?;
-    let manifests = calico::of(bench)?;
     let key = step_key(
         "payload",
         STEP_VERSION,
@@ -79,10 +94,11 @@ pub fn build(bench: &Bench<'_>, kind: NodeKind) -> Result<Packed> {
             format!("{:?} {:?} {:?}", cluster.kubernetes, cluster.payload, cluster.image),
             // And manifests that are not used as they are.
             format!(
-                "{:?} {:?}{}",
+                "{:?} {:?}{}{}",
                 cluster.os,
                 cluster.containerd,
-                manifests.values().map(|one| one.manifest.as_str()).collect::<String>()
+                manifests.configured.values().map(|one| one.manifest.as_str()).collect::<String>(),
+                manifests.addons.iter().map(|(path, text)| format!("{path} {} {text}", text.len())).collect::<String>()
             ),
             Digest::of(firstboot),
             (bench.squashfs().block_size, bench.squashfs().level),
@@ -101,44 +117,12 @@ pub fn build(bench: &Bench<'_>, kind: NodeKind) -> Result<Packed> {
 /// # Errors
 /// As [`build`].
 pub(super) fn files(bench: &Bench<'_>, kind: NodeKind) -> Result<FileTree> {
-    if kind == NodeKind::Pods {
-        prove_images(bench)?;
-    }
-    let tree = tree(bench, kind, firstboot(bench.architecture())?, &calico::of(bench)?)?;
+    let tree = tree(bench, kind, firstboot(bench.architecture())?, &Manifests::of(bench, kind)?)?;
     prove_programs(bench, kind, &tree).context("checking the payload's programs on the root")?;
     Ok(tree)
 }
 
-/// Fails unless every image that a node will ask for is declared, and for its architecture.
-fn prove_images(bench: &Bench<'_>) -> Result<()> {
-    let architecture = bench.architecture();
-    let declared = image_names(bench)?.into_iter().map(|name| (name, architecture)).collect();
-    let mut wanted = wanted_by_kubeadm(&bench.cluster.kubernetes);
-    for (to, _, content) in &bench.sources.files {
-        let Some(name) = to.strip_prefix(PAYLOAD_PREFIX).and_then(|path| path.strip_prefix("manifests/")) else {
-            continue;
-        };
-        let mut text = String::new();
-        bench.store.open_object(content)?.read_to_string(&mut text).with_context(|| format!("reading {to}"))?;
-        wanted.extend(wanted_by_manifest(name, &text)?);
-    }
-    let found = problems(&wanted, &declared, architecture);
-    if found.is_empty() {
-        return Ok(());
-    }
-    Err(Failure::verification(format!("the payload would not be complete:\n  {}", found.join("\n  ")))
-        .hint("a node in a room without internet cannot fetch what its image lacks")
-        .into())
-}
-
-/// The names of all images of the payload.
-fn image_names(bench: &Bench<'_>) -> Result<BTreeSet<String>> {
-    let mut names = image_archive::names(bench)?;
-    names.extend(bench.cluster.image.iter().map(|image| image.reference.clone()));
-    Ok(names)
-}
-
-fn tree(bench: &Bench<'_>, kind: NodeKind, firstboot: &[u8], manifests: &calico::Manifests) -> Result<FileTree> {
+fn tree(bench: &Bench<'_>, kind: NodeKind, firstboot: &[u8], manifests: &Manifests) -> Result<FileTree> {
     let mut tree = FileTree::new();
     tree.insert("bin/firstboot", Entry::file(firstboot, 0o755))?;
     if kind == NodeKind::Pods {
@@ -148,7 +132,7 @@ fn tree(bench: &Bench<'_>, kind: NodeKind, firstboot: &[u8], manifests: &calico:
     for (to, mode, content) in &bench.sources.files {
         let Some(path) = to.strip_prefix(PAYLOAD_PREFIX).filter(|path| wanted(path)) else { continue };
         let mut entry = bench.file(content, *mode)?;
-        if let Some(configured) = manifests.get(to) {
+        if let Some(configured) = manifests.configured.get(to) {
             entry = Entry::file(configured.manifest.as_bytes(), entry.mode);
         }
         tree.insert(path, entry)?;
@@ -165,6 +149,9 @@ fn tree(bench: &Bench<'_>, kind: NodeKind, firstboot: &[u8], manifests: &calico:
         return Err(Failure::user(format!("the payload lacks {}", absent.join(", ")))
             .hint("bring them to /opt/imgbuild/bin: as input of kind \"file\" or \"tar\", or by `[payload] binaries`")
             .into());
+    }
+    for (path, text) in &manifests.addons {
+        tree.insert(path, Entry::file(text.as_bytes(), 0o644))?;
     }
     let description = serde_json::to_vec_pretty(&describe(bench, kind)?).context("describing the payload")?;
     tree.insert("payload.json", Entry::file(description, 0o644))?;
@@ -217,7 +204,7 @@ fn describe<'a>(bench: &'a Bench<'_>, kind: NodeKind) -> Result<Description<'a>>
         Ok(Pods {
             kubernetes: format!("v{}", bench.cluster.kubernetes.version),
             containerd: containerd_version(bench)?,
-            images: image_names(bench)?,
+            images: images::offered(bench)?.into_iter().map(|image| image.reference).collect(),
             sandbox_image: &bench.cluster.kubernetes.pause_image,
         })
     };
@@ -309,8 +296,6 @@ fn image(bench: &Bench<'_>, image: &Image, packages: &[Deb], programs: &Programs
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::assemble::testing::Lab;
 
@@ -331,7 +316,7 @@ mod tests {
         ] {
             lab.sources.files.push((to.to_owned(), 0o644, text));
         }
-        let tree = tree(&lab.bench(), NodeKind::Etcd, b"firstboot", &BTreeMap::new()).unwrap();
+        let tree = tree(&lab.bench(), NodeKind::Etcd, b"firstboot", &Manifests::default()).unwrap();
         assert_eq!(paths(&tree), ["bin", "bin/firstboot", "payload.json", "share", "share/note"]);
         let description = tree.content("payload.json").unwrap().read(&lab.store).unwrap();
         let description: serde_json::Value = serde_json::from_slice(&description).unwrap();
@@ -344,7 +329,7 @@ mod tests {
         // The one image of packages alone would be empty.
         lab.cluster.image.retain(|image| !image.binaries.is_empty());
         lab.compiled();
-        let tree = tree(&lab.bench(), NodeKind::Pods, b"firstboot", &BTreeMap::new()).unwrap();
+        let tree = tree(&lab.bench(), NodeKind::Pods, b"firstboot", &Manifests::default()).unwrap();
         let paths = paths(&tree);
         for path in ["bin/kubelet", "bin/crictl", "cni/bin", "images/index.json", "manifests", "payload.json"] {
             assert!(paths.contains(&path), "no {path} in {paths:?}");

@@ -2,12 +2,12 @@
 
 //! What a cluster file needs from outside, as named requests, and what the lock says came of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use profiles::Cluster;
 use profiles::node::Architecture;
-use profiles::schema::{DebInput, FileOrigin, SourceInput};
+use profiles::schema::{Addon, DebInput, FileOrigin, SourceInput};
 
 use super::{Deb, Sources, programs, vendor};
 use crate::error::Failure;
@@ -103,8 +103,23 @@ pub fn requests(cluster: &Cluster) -> Result<BTreeMap<String, Request>> {
     for file in cluster.files() {
         requests.insert(file.name.clone(), file_request(&file.name, &file.from)?);
     }
+    for addon in &cluster.addon {
+        let paths: BTreeSet<String> = beside(addon).cloned().collect();
+        if !paths.is_empty() {
+            requests.insert(addon_name(&addon.name), Request::Files { paths });
+        }
+    }
     vendor::requests(cluster, &mut requests)?;
     Ok(requests)
+}
+
+fn addon_name(name: &str) -> String {
+    format!("add-on {name}")
+}
+
+/// The manifests of an add-on that are no files of inputs.
+fn beside(addon: &Addon) -> impl Iterator<Item = &String> {
+    addon.manifests.iter().filter(|path| !path.starts_with("input:"))
 }
 
 /// The request for the file of the input `name`.
@@ -199,6 +214,14 @@ pub fn from_lock(cluster: &Cluster, lock: &Lock) -> Result<Sources> {
         let item = item.with_context(|| format!("the lock has no file for input `{}`", declared.name))?;
         files.push((declared.to.clone(), declared.mode, item.sha256));
     }
+    let mut addons = BTreeMap::new();
+    for addon in &cluster.addon {
+        for path in beside(addon) {
+            let found = input(&addon_name(&addon.name))?.items.iter().find(|item| item.path == *path);
+            let item = found.with_context(|| format!("the lock has no file {path} for add-on `{}`", addon.name))?;
+            addons.insert(path.clone(), item.sha256);
+        }
+    }
     let epoch = lock.inputs.values().map(|input| input.date).max().unwrap_or(0);
     Ok(Sources {
         epoch,
@@ -207,6 +230,7 @@ pub fn from_lock(cluster: &Cluster, lock: &Lock) -> Result<Sources> {
         images,
         programs,
         files,
+        addons,
         vendor: vendor::from_lock(cluster, lock)?,
     })
 }

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 use profiles::Cluster;
@@ -29,8 +30,12 @@ impl Lab {
 
     /// The same with a changed cluster file.
     pub(super) fn with(change: impl FnOnce(&str) -> String) -> Self {
-        let text = change(include_str!("../../../profiles/lab-loong64/cluster.toml"));
-        let cluster = Cluster::parse("cluster.toml", &text).unwrap_or_else(|report| panic!("{report}"));
+        Self::of(&change(include_str!("../../../profiles/lab-loong64/cluster.toml")))
+    }
+
+    /// Of any cluster file.
+    pub(super) fn of(text: &str) -> Self {
+        let cluster = Cluster::parse("cluster.toml", text).unwrap_or_else(|report| panic!("{report}"));
         let folder = tempfile::tempdir().unwrap();
         let inputs = |name: &str| Inputs {
             upstream: Self::upstream(name),
@@ -44,6 +49,7 @@ impl Lab {
             images: vec![vec![]; cluster.image.len()],
             programs: cluster.sources().map(|source| inputs(&source.name)).collect(),
             files: vec![],
+            addons: BTreeMap::new(),
             vendor: Vendor::default(),
         };
         Self { store: Store::open(folder.path()).unwrap(), cluster, sources, _folder: folder }

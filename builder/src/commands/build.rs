@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::assemble::{self, Bench, bundle, calico, vendor};
+use crate::assemble::{self, Bench, bundle, calico, images, vendor};
 use crate::cli::{Options, Output};
-use crate::commands::{ClusterFile, inputs, jobs, open_store, outputs, say};
+use crate::commands::{ClusterFile, inputs, jobs, open_store, outputs, say, warn};
 use crate::error::Failure;
 
 pub(super) fn run(options: &Options) -> Result<()> {
@@ -29,6 +29,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         bench.sources.epoch = vendor::epoch(&bench)?;
     }
     say(&calico::of(&bench)?);
+    warn(&images::warnings(&bench)?);
     let pki = file.pki()?;
     let creating = |error| Failure::io(format!("creating {}", options.out.display()), error);
     fs::create_dir_all(&options.out).map_err(creating)?;

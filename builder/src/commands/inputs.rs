@@ -24,6 +24,15 @@ pub(super) fn ready(file: &ClusterFile, options: &Options, store: &Store) -> Res
     sources::from_lock(&file.cluster, &lock)
 }
 
+/// The inputs of a part of a cluster file, in the store. What its lock has is as locked, the rest is locked for this once; the
+/// lock is not written.
+pub(super) fn ready_part(file: &ClusterFile, options: &Options, store: &Store) -> Result<Sources> {
+    let room = Room::open(file, options, store, false)?;
+    let lock = room.resolve(file, Lock::read(&path(file))?.as_ref(), &Update::Stale)?;
+    room.session(file)?.fetch(&lock)?;
+    sources::from_lock(&file.cluster, &lock)
+}
+
 /// The lock at `path`, which is a lock file or a folder that holds one, and must be there.
 pub(super) fn lock_at(path: &Path) -> Result<Lock> {
     let path = if path.is_dir() { &path.join(lock::FILE_NAME) } else { path };

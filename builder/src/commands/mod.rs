@@ -5,6 +5,7 @@
 mod build;
 mod fetch;
 mod hybrid;
+mod images;
 mod inputs;
 mod inspect;
 mod lock;
@@ -40,6 +41,7 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Validate => validate::run(&cli.options),
         Command::Lock(what) => lock::run(&cli.options, what),
         Command::Fetch => fetch::run(&cli.options),
+        Command::Images { json } => images::run(&cli.options, json),
         Command::Render => render::run(&cli.options),
         Command::Inspect { image, json } => inspect::run(&image, json),
         Command::Hybrid { bundle, other } => hybrid::run(&cli.options, [&bundle, &other]),
@@ -61,7 +63,11 @@ pub fn run(cli: &Cli) -> ExitCode {
 
 /// Says what the user should know of manifests.
 fn say(manifests: &Manifests) {
-    for warning in manifests.values().flat_map(|one| &one.warnings) {
+    warn(manifests.values().flat_map(|one| &one.warnings));
+}
+
+fn warn<'a>(warnings: impl IntoIterator<Item = &'a String>) {
+    for warning in warnings {
         tracing::warn!("warning: {warning}");
     }
 }

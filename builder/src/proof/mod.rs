@@ -4,4 +4,5 @@
 
 pub mod efi;
 pub mod elf;
+pub mod image_report;
 pub mod images;

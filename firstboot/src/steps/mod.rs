@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The steps, one file each, and their order.
 
+mod addons;
 mod bless;
 mod claim;
 mod containerd;
@@ -65,6 +66,7 @@ pub fn for_profile(profile: &NodeProfile) -> Result<Vec<Box<dyn Step>>, Failure>
         if master {
             steps.push(Box::new(manifests::AdminAccess));
             steps.push(Box::new(manifests::Manifests));
+            steps.push(Box::new(addons::Addons));
         }
         steps.push(Box::new(node_ready::NodeReady));
     }
@@ -105,13 +107,13 @@ mod tests {
             steps.strip_prefix("hostname files modules sysctl swap network preflight ").unwrap().to_owned()
         };
         let all = [Role::Etcd, Role::Master, Role::Worker];
-        insta::assert_snapshot!(ids(&all, false), @"etcd containerd images control-plane kubelet admin-access manifests node-ready bless-boot");
-        insta::assert_snapshot!(ids(&all, true), @"etcd load-balancer containerd images control-plane kubelet admin-access manifests node-ready bless-boot");
+        insta::assert_snapshot!(ids(&all, false), @"etcd containerd images control-plane kubelet admin-access manifests addons node-ready bless-boot");
+        insta::assert_snapshot!(ids(&all, true), @"etcd load-balancer containerd images control-plane kubelet admin-access manifests addons node-ready bless-boot");
         insta::assert_snapshot!(ids(&[Role::Etcd], true), @"etcd bless-boot");
-        insta::assert_snapshot!(ids(&[Role::Master], true), @"load-balancer containerd images control-plane kubelet admin-access manifests node-ready bless-boot");
-        insta::assert_snapshot!(ids(&[Role::Master], false), @"containerd images control-plane kubelet admin-access manifests node-ready bless-boot");
-        insta::assert_snapshot!(ids(&[Role::Master, Role::Worker], false), @"containerd images control-plane kubelet admin-access manifests node-ready bless-boot");
-        insta::assert_snapshot!(ids(&[Role::Master, Role::Etcd], true), @"etcd load-balancer containerd images control-plane kubelet admin-access manifests node-ready bless-boot");
+        insta::assert_snapshot!(ids(&[Role::Master], true), @"load-balancer containerd images control-plane kubelet admin-access manifests addons node-ready bless-boot");
+        insta::assert_snapshot!(ids(&[Role::Master], false), @"containerd images control-plane kubelet admin-access manifests addons node-ready bless-boot");
+        insta::assert_snapshot!(ids(&[Role::Master, Role::Worker], false), @"containerd images control-plane kubelet admin-access manifests addons node-ready bless-boot");
+        insta::assert_snapshot!(ids(&[Role::Master, Role::Etcd], true), @"etcd load-balancer containerd images control-plane kubelet admin-access manifests addons node-ready bless-boot");
         insta::assert_snapshot!(ids(&[Role::Worker], true), @"containerd images join kubelet node-ready bless-boot");
         insta::assert_snapshot!(ids(&[Role::Worker, Role::Etcd], true), @"etcd containerd images join kubelet node-ready bless-boot");
     }

@@ -138,6 +138,11 @@ struct EvictionHard {
 }
 
 pub(super) fn configuration(c: &Context<'_>) -> KubeletConfiguration {
+    // Images and pods share one filesystem. When it is nearly full, kubelet deletes all images that no container uses, and only then
+    // evicts pods (pkg/kubelet/eviction/helpers.go, buildSignalToNodeReclaimFuncs). It spares pinned ones, as firstboot makes them;
+    // where that does not work, a full disk, which can be emptied, is better than images that are gone.
+    let pinned = c.kubernetes.spares_pinned_images() && c.containerd.pins_by_label();
+    let disk = if pinned { "5%" } else { "0%" };
     KubeletConfiguration {
         api_version: "kubelet.config.k8s.io/v1beta1",
         kind: "KubeletConfiguration",
@@ -159,12 +164,12 @@ pub(super) fn configuration(c: &Context<'_>) -> KubeletConfiguration {
         // The field exists since 1.27; before, kubeadm passes the flag.
         container_runtime_endpoint: (c.kubernetes.minor >= 27).then(|| format!("unix://{CONTAINERD_SOCKET}")),
         // Images cannot be pulled again: kubelet must never make room by deleting them. 100 switches the collection
-        // off, "0%" the eviction that would run it.
+        // off, "0%" an eviction that would run it.
         eviction_hard: EvictionHard {
             imagefs_available: "0%",
             memory_available: "100Mi",
-            nodefs_available: "5%",
-            nodefs_inodes_free: "5%",
+            nodefs_available: disk,
+            nodefs_inodes_free: disk,
         },
         fail_swap_on: true,
         image_gc_high_threshold_percent: 100,

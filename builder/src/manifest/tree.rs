@@ -19,18 +19,18 @@ const INDENT: usize = 2;
 
 /// A node of a document.
 #[derive(Debug, Clone)]
-pub(super) struct Node {
+pub(crate) struct Node {
     /// Where it begins in its text, from 1; 0 where it was made here.
-    pub(super) line: usize,
+    pub(crate) line: usize,
     /// Its name for aliases.
-    pub(super) anchor: Option<String>,
+    pub(crate) anchor: Option<String>,
     /// What it is.
-    pub(super) value: Value,
+    pub(crate) value: Value,
 }
 
 /// What a node is.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Value {
+pub(crate) enum Value {
     /// Text whose meaning depends on the reader.
     Bare(String),
     /// A string, whoever reads it.
@@ -46,11 +46,11 @@ pub(super) enum Value {
 /// A document could not be read, or not be written so that it would be read as the same.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {what}")]
-pub(super) struct TreeError {
+pub(crate) struct TreeError {
     /// Where, from 1.
-    pub(super) line: usize,
+    pub(crate) line: usize,
     /// What is wrong.
-    pub(super) what: String,
+    pub(crate) what: String,
 }
 
 /// The same content, wherever it stands.
@@ -62,17 +62,17 @@ impl PartialEq for Node {
 
 impl Node {
     /// A node that was not read.
-    pub(super) fn new(value: Value) -> Self {
+    pub(crate) fn new(value: Value) -> Self {
         Self { line: 0, anchor: None, value }
     }
 
     /// A string.
-    pub(super) fn text(text: impl Into<String>) -> Self {
+    pub(crate) fn text(text: impl Into<String>) -> Self {
         Self::new(Value::Text(text.into()))
     }
 
     /// The characters of a scalar.
-    pub(super) fn scalar(&self) -> Option<&str> {
+    pub(crate) fn scalar(&self) -> Option<&str> {
         match &self.value {
             Value::Bare(text) | Value::Text(text) => Some(text),
             _ => None,
@@ -80,19 +80,19 @@ impl Node {
     }
 
     /// The value of `key`, if this is a mapping that has it.
-    pub(super) fn get(&self, key: &str) -> Option<&Self> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Self> {
         let Value::Mapping(entries) = &self.value else { return None };
         entries.iter().find(|(name, _)| name.scalar() == Some(key)).map(|(_, value)| value)
     }
 
     /// As [`Self::get`], to be changed.
-    pub(super) fn get_mut(&mut self, key: &str) -> Option<&mut Self> {
+    pub(crate) fn get_mut(&mut self, key: &str) -> Option<&mut Self> {
         let Value::Mapping(entries) = &mut self.value else { return None };
         entries.iter_mut().find(|(name, _)| name.scalar() == Some(key)).map(|(_, value)| value)
     }
 
     /// The elements, if this is a sequence.
-    pub(super) fn elements(&self) -> &[Self] {
+    pub(crate) fn elements(&self) -> &[Self] {
         if let Value::Sequence(elements) = &self.value { elements } else { &[] }
     }
 }
@@ -101,7 +101,7 @@ impl Node {
 ///
 /// # Errors
 /// If it is not YAML; if it has what Kubernetes manifests do not have: tags, keys that are no scalars, a key twice.
-pub(super) fn parse(text: &str) -> Result<Option<Node>, TreeError> {
+pub(crate) fn parse(text: &str) -> Result<Option<Node>, TreeError> {
     let mut options = granit_parser::options! { emit_anchor_events: true };
     options.set_emit_comments(false);
     let mut reader = Reader { parser: Parser::new_from_str_with_options(text, options), names: BTreeMap::new() };
@@ -121,7 +121,7 @@ pub(super) fn parse(text: &str) -> Result<Option<Node>, TreeError> {
 ///
 /// # Errors
 /// If what was written does not read as `root`: a defect, told before anyone relies on the text.
-pub(super) fn write(root: &Node) -> Result<String, TreeError> {
+pub(crate) fn write(root: &Node) -> Result<String, TreeError> {
     let mut out = String::new();
     block(&mut out, root, 0);
     if parse(&out)?.as_ref() == Some(root) {

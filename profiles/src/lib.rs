@@ -13,6 +13,7 @@ pub mod render;
 pub mod schema;
 mod sections;
 pub mod seed;
+pub mod signing;
 mod text;
 mod validate;
 mod validate_network;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Signs lists of checksums with a secret key of minisign (<https://jedisct1.github.io/minisign/>, "Secret key format" and
-//! "Signature format"). The same key and the same content give the same signature, as minisign itself has it. Verifying is
-//! `profiles::signing`, which is other code.
+//! Signs lists of checksums with a secret key of minisign (<https://jedisct1.github.io/minisign/>, "Secret key format"
+//! and "Signature format"). The same key and the same content give the same signature, as minisign itself has it.
+//! Verifying is `profiles::signing`, which is other code.
 
 use std::fmt;
 use std::fs::File;
@@ -20,8 +20,8 @@ use crate::error::Failure;
 
 /// Largest file of a key that is read: a comment of at most 1 KiB and a line of base64.
 const FILE_MAX: u64 = 16 << 10;
-/// Bytes of a secret key: algorithms of signature, key derivation and checksum; salt and two limits of the derivation; number
-/// of the key, Ed25519 key pair, checksum.
+/// Bytes of a secret key: algorithms of signature, key derivation and checksum; salt and two limits of the derivation;
+/// number of the key, Ed25519 key pair, checksum.
 const KEY_BYTES: usize = 2 + 2 + 2 + SALT + 8 + 8 + SEALED;
 const SALT: usize = 32;
 /// What a password seals: number, key pair, checksum.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Signatures of lists of checksums, in the formats of minisign (<https://jedisct1.github.io/minisign/>): public keys as cluster
-//! files and media carry them, and whether a signature fits. The builder makes signatures, the installer asks for them.
+//! Signatures of lists of checksums, in the formats of minisign (<https://jedisct1.github.io/minisign/>): public keys
+//! as cluster files and media carry them, and whether a signature fits. The builder makes signatures, the installer
+//! asks for them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -273,7 +274,9 @@ mod tests {
 
     #[test]
     fn what_is_no_signature_is_refused() {
-        for text in ["", "\n\n\n\n", &SIGNED.replace("trusted comment: t", "t"), &SIGNED[..100], &format!("{SIGNED}x\n")] {
+        for text in
+            ["", "\n\n\n\n", &SIGNED.replace("trusted comment: t", "t"), &SIGNED[..100], &format!("{SIGNED}x\n")]
+        {
             assert_eq!(Signature::parse(text), Err(NoSignature), "{text:?}");
         }
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What lies beside the lab's image, judged by CycloneDX' own library, coreutils and minisign, and held against the image itself.
+//! What lies beside the lab's image, judged by CycloneDX' own library, coreutils and minisign, and held against the
+//! image itself.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
@@ -64,7 +65,8 @@ fn digest(component: &Value) -> &str {
 
 /// A partition of the image, unpacked.
 fn files_of(partition: &str) -> PathBuf {
-    let (image, target) = (folder().join(format!("provenance-{partition}")), folder().join(format!("provenance-of-{partition}")));
+    let (image, target) =
+        (folder().join(format!("provenance-{partition}")), folder().join(format!("provenance-of-{partition}")));
     if !target.exists() {
         extract(&of_disk().join("master-1.img"), partition, &image);
         let unpacking = target.with_extension("new");
@@ -115,8 +117,8 @@ print(purls)
     }
 }
 
-/// Debian's policy has a copyright file, or a link to another package's, in /usr/share/doc of each package: that tells what is in the
-/// root. What each is, dpkg-deb tells of the file with that SHA-256.
+/// Debian's policy has a copyright file, or a link to another package's, in /usr/share/doc of each package: that tells
+/// what is in the root. What each is, dpkg-deb tells of the file with that SHA-256.
 #[test]
 fn built_lab_bill_of_materials_has_every_package_of_the_root_and_nothing_more() {
     let root = files_of("root-a");
@@ -135,13 +137,15 @@ fn built_lab_bill_of_materials_has_every_package_of_the_root_and_nothing_more() 
     for package in packages {
         let hash = digest(package);
         let deb = users_store().join("objects").join(&hash[..2]).join(&hash[2..]);
-        let fields = run(tool("dpkg-deb").args(["--show", "--showformat", "${Package} ${Version} ${Architecture}"]).arg(&deb));
+        let fields =
+            run(tool("dpkg-deb").args(["--show", "--showformat", "${Package} ${Version} ${Architecture}"]).arg(&deb));
         let [name, version, architecture] = fields.split(' ').collect::<Vec<_>>()[..] else { panic!("{fields}") };
         assert_eq!((name, version), (text(package, "name"), text(package, "version")));
         assert!(text(package, "purl").contains(&format!("?arch={architecture}&")), "{package}");
         assert_eq!(sha256(&deb), hash);
         // dpkg-deb prints the field only where it is another name or another version.
-        let source = run(tool("dpkg-deb").args(["--show", "--showformat", "${source:Package} ${source:Version}"]).arg(&deb));
+        let source =
+            run(tool("dpkg-deb").args(["--show", "--showformat", "${source:Package} ${source:Version}"]).arg(&deb));
         let ancestor = &package["pedigree"]["ancestors"][0];
         assert_eq!(source, format!("{} {}", text(ancestor, "name"), text(ancestor, "version")));
         // A licence is one that the copyright file names.
@@ -201,11 +205,14 @@ fn built_lab_list_and_manifest_say_what_was_built() {
     let names: Vec<&str> = list.lines().map(|line| &line[66..]).collect();
     assert_eq!(names, ["lab.cdx.json", "lab.manifest.json", "master-1.qcow2"]);
     let manifest: Value = serde_json::from_slice(&fs::read(out.join("lab.manifest.json")).unwrap()).unwrap();
-    for (key, path) in [("cluster_file", lab().cluster.join("cluster.toml")), ("lock", lab().cluster.join("imgbuild.lock"))] {
+    for (key, path) in
+        [("cluster_file", lab().cluster.join("cluster.toml")), ("lock", lab().cluster.join("imgbuild.lock"))]
+    {
         assert_eq!(manifest[key], sha256(&path), "{key}");
     }
     assert_eq!(manifest["sbom"]["sha256"], sha256(&out.join("lab.cdx.json")));
-    // The squashfs of the payload is as long as it says at 40 (format of squashfs 4.0), and the partition begins with it.
+    // The squashfs of the payload is as long as it says at 40 (format of squashfs 4.0), and the partition begins with
+    // it.
     let payload = folder().join("provenance-payload-a");
     files_of("payload-a");
     let bytes = fs::read(&payload).unwrap();
@@ -235,7 +242,8 @@ fn with_key(room: &Path) -> (PathBuf, PathBuf, String) {
     copy_cluster(&lab().cluster.join("secrets"), &cluster.join("secrets"));
     let file = cluster.join("cluster.toml");
     let text = fs::read_to_string(&file).unwrap();
-    fs::write(&file, text.replacen("name = \"lab\"\n", &format!("name = \"lab\"\nsigning_key = \"{key}\"\n"), 1)).unwrap();
+    fs::write(&file, text.replacen("name = \"lab\"\n", &format!("name = \"lab\"\nsigning_key = \"{key}\"\n"), 1))
+        .unwrap();
     (cluster, secret, key)
 }
 
@@ -275,13 +283,17 @@ fn built_lab_outputs_are_signed_for_minisign() {
     run(command("sha256sum").args(["--check", "--strict", "--quiet", "SHA256SUMS"]).current_dir(&medium));
     // The initramfs has the key.
     let initramfs = room.path().join("initramfs.cpio");
-    run(tool("zstd").args(["-dfq", "-o"]).arg(&initramfs).arg(out.join("lab-pxe/initramfs.cpio.zst")).env("ZSTD_CLEVEL", "1"));
-    let listed = run(tool("cpio").args(["-i", "--quiet", "--to-stdout", "-F"]).arg(&initramfs).arg("etc/imgbuild/signing.pub"));
+    run(tool("zstd")
+        .args(["-dfq", "-o"])
+        .arg(&initramfs)
+        .arg(out.join("lab-pxe/initramfs.cpio.zst"))
+        .env("ZSTD_CLEVEL", "1"));
+    let listed =
+        run(tool("cpio").args(["-i", "--quiet", "--to-stdout", "-F"]).arg(&initramfs).arg("etc/imgbuild/signing.pub"));
     assert_eq!(listed.lines().nth(1), Some(key.as_str()));
 
-    let imgbuild = |output: &Path, key: &str| {
-        Outcome::of(Command::new(binary()).arg("verify").arg(output).args(["--key", key]))
-    };
+    let imgbuild =
+        |output: &Path, key: &str| Outcome::of(Command::new(binary()).arg("verify").arg(output).args(["--key", key]));
     let lists = ["imgbuild-lab-amd64.tar.zst", "lab.iso", "lab-pxe", "lab.SHA256SUMS"].map(|name| out.join(name));
     let stranger = fs::read_to_string(room.path().join("other.pub")).unwrap();
     let stranger = stranger.lines().nth(1).unwrap();
@@ -289,7 +301,12 @@ fn built_lab_outputs_are_signed_for_minisign() {
         imgbuild(output, &key).succeeds();
         imgbuild(output, stranger).fails(code::VERIFICATION, &["is not signed by", "another key"]);
     }
-    let file = Command::new(binary()).arg("verify").arg(&lists[2]).arg("--key-file").arg(room.path().join("minisign.pub")).output();
+    let file = Command::new(binary())
+        .arg("verify")
+        .arg(&lists[2])
+        .arg("--key-file")
+        .arg(room.path().join("minisign.pub"))
+        .output();
     assert!(file.unwrap().status.success());
     // One flipped bit of a list.
     let list = out.join("lab-pxe/SHA256SUMS");

@@ -49,13 +49,7 @@ pub fn file_name(bench: &Bench<'_>) -> String {
 ///
 /// # Errors
 /// As its parts; too little free space; failing I/O. Nothing is left at `path` then.
-pub fn bundle(
-    bench: &Bench<'_>,
-    pki: &Pki,
-    nodes: &[String],
-    signer: Option<&Signer>,
-    path: &Path,
-) -> Result<PathBuf> {
+pub fn bundle(bench: &Bench<'_>, pki: &Pki, nodes: &[String], signer: Option<&Signer>, path: &Path) -> Result<PathBuf> {
     let tree = tree(bench, pki, nodes, signer).context("assembling the bundle")?;
     archive::write(&tree, bench.store, bench.sources.epoch, bench.jobs, path)?;
     Ok(path.to_owned())

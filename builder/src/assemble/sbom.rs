@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What the nodes of a build hold, as a bill of materials: packages, compiled programs and what they come from, what was brought,
-//! container images and what is in those that are assembled here. Says what the lock and the inputs say of themselves, and guesses
-//! nothing. docs/provenance.md lists what is left out.
+//! What the nodes of a build hold, as a bill of materials: packages, compiled programs and what they come from, what
+//! was brought, container images and what is in those that are assembled here. Says what the lock and the inputs say of
+//! themselves, and guesses nothing. docs/provenance.md lists what is left out.
 
 mod copyright;
 mod packages;
@@ -311,8 +311,8 @@ impl<'a> Writer<'a> {
         let mut components = Vec::new();
         for item in &input.items {
             let place = match declared {
-                // Described with the programs that are made of it.
-                Input::Source(_) => continue,
+                // Described where its packages are, and with the programs that are made of it.
+                Input::Deb(_) | Input::Source(_) => continue,
                 // Keys prove packages, and no node has them.
                 Input::Rpm(rpms) if rpms.keys.contains(&item.path) => continue,
                 Input::RpmRepository(_) if item.kind == ItemKind::File => continue,
@@ -365,10 +365,8 @@ impl<'a> Writer<'a> {
         let mut component = origin(input, item, part, place);
         component.supplier = Some(Supplier { name: "Debian".to_owned() });
         let suite = self.lock.inputs.get(input).and_then(|input| input.suites.first());
-        let qualifiers = BTreeMap::from([
-            ("arch", item.architecture.clone()),
-            ("distro", suite.cloned().unwrap_or_default()),
-        ]);
+        let qualifiers =
+            BTreeMap::from([("arch", item.architecture.clone()), ("distro", suite.cloned().unwrap_or_default())]);
         let purl = Purl { kind: "deb", namespace: "debian", name: &item.name, version: &item.version, qualifiers };
         component.purl = purl.to_string();
         if let Some(facts) = self.facts.get(&item.sha256) {
@@ -431,12 +429,7 @@ fn origin(input: &str, item: &LockedItem, part: &str, place: &str) -> Component 
 fn source_package(name: &str, version: &str) -> Component {
     let qualifiers = BTreeMap::from([("arch", "source".to_owned())]);
     let purl = Purl { kind: "deb", namespace: "debian", name, version, qualifiers };
-    Component {
-        name: name.to_owned(),
-        version: version.to_owned(),
-        purl: purl.to_string(),
-        ..Component::default()
-    }
+    Component { name: name.to_owned(), version: version.to_owned(), purl: purl.to_string(), ..Component::default() }
 }
 
 /// An image by its full reference and the digest of its manifest.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The bill of materials of `lab-loong64`, with a lock and programs that are made up.
+//! The bill of materials of `lab-loong64` on another machine, whose firstboot is always there, with a lock and programs
+//! that are made up.
 
 use serde_json::Value;
 
@@ -9,7 +10,7 @@ use crate::assemble::testing::Lab;
 use crate::inputs::deb::fixtures;
 
 fn item(kind: ItemKind, name: &str, version: &str, path: &str, sha256: Digest) -> LockedItem {
-    let architecture = if kind == ItemKind::Deb { "loong64" } else { "" };
+    let architecture = if kind == ItemKind::Deb { "amd64" } else { "" };
     LockedItem {
         kind,
         name: name.to_owned(),
@@ -33,7 +34,7 @@ fn deb(lab: &Lab, name: &str, version: &str, source: &str, program: &str) -> Loc
     if name == "base-files" {
         fixtures::entry(&mut tar, "./usr/lib/os-release", tar::EntryType::Regular, "", b"VERSION_ID=\"14\"\n");
     }
-    let control = format!("Package: {name}\nVersion: {version}\nArchitecture: loong64\n{source}");
+    let control = format!("Package: {name}\nVersion: {version}\nArchitecture: amd64\n{source}");
     let bytes = fixtures::deb(&control, "data.tar", &tar.into_inner().unwrap());
     let object = lab.store.put_bytes(&bytes).unwrap();
     item(ItemKind::Deb, name, version, &format!("pool/main/{name}.deb"), object)
@@ -42,11 +43,13 @@ fn deb(lab: &Lab, name: &str, version: &str, source: &str, program: &str) -> Loc
 /// The lab with all its programs compiled, without the images of packages alone, and with three files.
 fn lab() -> (Lab, Lock) {
     let mut lab = Lab::with(|text| {
+        let text = text.replace("architecture = \"loong64\"", "architecture = \"amd64\"");
         format!(
             "{text}\n[[input]]\nkind = \"file\"\nname = \"motd\"\npath = \"inputs/motd\"\nto = \"/etc/motd\"\n\
              [[input]]\nkind = \"file\"\nname = \"addon\"\npath = \"inputs/a.yaml\"\n\
              to = \"/opt/imgbuild/manifests/10-a.yaml\"\n\
-             [[input]]\nkind = \"tar\"\nname = \"tools\"\npath = \"inputs/t.tar\"\nto = \"/usr/local\"\nmembers = [\"bin/x\"]\n"
+             [[input]]\nkind = \"tar\"\nname = \"tools\"\npath = \"inputs/t.tar\"\nto = \"/usr/local\"\n\
+             members = [\"bin/x\"]\n"
         )
     });
     lab.cluster.image.retain(|image| !image.binaries.is_empty());
@@ -57,7 +60,8 @@ fn lab() -> (Lab, Lock) {
     lock.inputs.insert(OS.into(), locked(vec![base, etcd]));
     for source in lab.cluster.sources() {
         let path = format!("pool/main/{}.orig.tar.gz", source.package);
-        let file = item(ItemKind::Source, &source.package, &format!("{}-1", source.version), &path, Digest::of(b"orig"));
+        let file =
+            item(ItemKind::Source, &source.package, &format!("{}-1", source.version), &path, Digest::of(b"orig"));
         lock.inputs.insert(source.name.clone(), locked(vec![file]));
         let compiler = item(ItemKind::Deb, "golang-go", "2:1.24~1", "pool/main/golang.deb", Digest::of(b"go"));
         lock.inputs.insert(toolchain_name(source), locked(vec![compiler]));
@@ -106,12 +110,15 @@ fn everything_is_said_once_with_what_is_known_of_it() {
     assert_eq!(bom, written(&lab, &lock, &[&master], true), "twice the same");
 
     let etcd = find(&bom, "root/etcd-server").unwrap();
-    assert_eq!(etcd["purl"], "pkg:deb/debian/etcd-server@3.5.16-4%2Bb1?arch=loong64&distro=forky");
+    assert_eq!(etcd["purl"], "pkg:deb/debian/etcd-server@3.5.16-4%2Bb1?arch=amd64&distro=forky");
     assert_eq!(etcd["pedigree"]["ancestors"][0]["purl"], "pkg:deb/debian/etcd@3.5.16-4?arch=source");
     assert_eq!(etcd["hashes"][0]["alg"], "SHA-256");
     let locked = &lock.inputs[OS].items[1];
     assert_eq!(etcd["hashes"][0]["content"], locked.sha256.to_string());
-    assert_eq!((&find(&bom, "os").unwrap()["name"], &find(&bom, "os").unwrap()["version"]), (&"debian".into(), &"14".into()));
+    assert_eq!(
+        (&find(&bom, "os").unwrap()["name"], &find(&bom, "os").unwrap()["version"]),
+        (&"debian".into(), &"14".into())
+    );
     assert_eq!(bom["metadata"]["timestamp"], "2023-11-14T22:13:20Z");
 
     // A program of the source package, and one of ours.
@@ -121,7 +128,7 @@ fn everything_is_said_once_with_what_is_known_of_it() {
     let ancestors = kubelet["pedigree"]["ancestors"].as_array().unwrap();
     assert_eq!(ancestors[0]["purl"], "pkg:deb/debian/kubernetes@1.20.2-1?arch=source");
     assert_eq!(ancestors[0]["components"][0]["name"], "kubernetes.orig.tar.gz");
-    assert_eq!(ancestors[1]["purl"], "pkg:deb/debian/golang-go@2:1.24~1?arch=loong64&distro=forky");
+    assert_eq!(ancestors[1]["purl"], "pkg:deb/debian/golang-go@2:1.24~1?arch=amd64&distro=forky");
     let crictl = find(&bom, "payload/opt/imgbuild/bin/crictl").unwrap();
     assert_eq!(crictl["version"], VERSION);
     assert_eq!(crictl["pedigree"]["ancestors"].as_array().unwrap().len(), 1, "the compiler alone");
@@ -133,14 +140,19 @@ fn everything_is_said_once_with_what_is_known_of_it() {
     assert_eq!(
         image["purl"],
         format!(
-            "pkg:oci/kube-apiserver@sha256:{digest}?arch=loong64&repository_url=k8s.gcr.io/kube-apiserver&tag=v1.20.2"
+            "pkg:oci/kube-apiserver@sha256:{digest}?arch=amd64&repository_url=k8s.gcr.io/kube-apiserver&tag=v1.20.2"
         )
     );
     assert_eq!(image["components"][0]["name"], "kube-apiserver");
 
     let motd = find(&bom, "input/motd/inputs/motd").unwrap();
     assert_eq!((&motd["type"], &motd["name"]), (&"file".into(), &"motd".into()));
-    assert!(motd["properties"].as_array().unwrap().contains(&serde_json::json!({"name": "imgbuild:place", "value": "/etc/motd"})));
+    assert!(
+        motd["properties"]
+            .as_array()
+            .unwrap()
+            .contains(&serde_json::json!({"name": "imgbuild:place", "value": "/etc/motd"}))
+    );
     assert_eq!(bom["compositions"][0]["assemblies"], serde_json::json!(["input/tools/inputs/t.tar"]));
     assert_eq!(bom["compositions"][0]["aggregate"], "incomplete");
 
@@ -149,7 +161,8 @@ fn everything_is_said_once_with_what_is_known_of_it() {
     let distinct: BTreeSet<&String> = all.iter().collect();
     assert_eq!(distinct.len(), all.len(), "a reference is there twice: {all:#?}");
     assert!(!all.contains(&String::new()), "{all:#?}");
-    let top: Vec<&str> = bom["components"].as_array().unwrap().iter().map(|one| one["bom-ref"].as_str().unwrap()).collect();
+    let top: Vec<&str> =
+        bom["components"].as_array().unwrap().iter().map(|one| one["bom-ref"].as_str().unwrap()).collect();
     let contained = &bom["dependencies"][0];
     assert_eq!(contained["ref"], CLUSTER);
     assert_eq!(contained["dependsOn"].as_array().unwrap().len(), top.len());
@@ -200,11 +213,7 @@ fn images_are_named_by_their_references() {
     let purl = |name: &str, more: &str| format!("pkg:oci/{name}@sha256:{digest}?arch=amd64&repository_url={more}");
     assert_eq!(
         of("localhost:5000/Team/Busy:1"),
-        (
-            "localhost:5000/Team/Busy".to_owned(),
-            "1".to_owned(),
-            purl("busy", "localhost:5000/Team/Busy&tag=1")
-        )
+        ("localhost:5000/Team/Busy".to_owned(), "1".to_owned(), purl("busy", "localhost:5000/Team/Busy&tag=1"))
     );
     let pinned = format!("localhost:5000/a@sha256:{digest}");
     assert_eq!(of(&pinned), ("localhost:5000/a".to_owned(), String::new(), purl("a", "localhost:5000/a")));

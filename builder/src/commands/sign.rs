@@ -61,7 +61,8 @@ pub(super) fn signer(file: &ClusterFile, options: &Options) -> Result<Option<Sig
         Some(_) => Ok(Some(signer)),
         None => {
             tracing::info!(
-                "signing with the key {}; no installer asks for it until the cluster file says, in [cluster], signing_key = \"{own}\"",
+                "signing with the key {}; no installer asks for it until [cluster] of the cluster file has \
+                 signing_key = \"{own}\"",
                 own.id()
             );
             Ok(Some(signer))

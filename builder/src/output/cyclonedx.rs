@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Software bills of materials in CycloneDX 1.6 (<https://cyclonedx.org/docs/1.6/json/>), as much of it as we say, and package
-//! URLs (<https://github.com/package-url/purl-spec>). Knows the formats, and not what a node holds.
+//! Software bills of materials in CycloneDX 1.6 (<https://cyclonedx.org/docs/1.6/json/>), as much of it as we say, and
+//! package URLs (<https://github.com/package-url/purl-spec>). Knows the formats, and not what a node holds.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a build leaves beside its outputs: a bill of materials, a manifest that says what they were made from, and a list of
-//! checksums of all that this build wrote, perhaps signed. None of it holds a secret, a clock or a path of this machine.
+//! What a build leaves beside its outputs: a bill of materials, a manifest that says what they were made from, and a
+//! list of checksums of all that this build wrote, perhaps signed. None of it holds a secret, a clock or a path of this
+//! machine.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
@@ -85,8 +86,8 @@ impl Manifest {
     }
 }
 
-/// Writes `<cluster>.cdx.json`, `<cluster>.manifest.json` and `<cluster>.SHA256SUMS`, with its signature if there is a `signer`, to
-/// `out`, where `outputs` lie. Gives the path of the list.
+/// Writes `<cluster>.cdx.json`, `<cluster>.manifest.json` and `<cluster>.SHA256SUMS`, with its signature if there is a
+/// `signer`, to `out`, where `outputs` lie. Gives the path of the list.
 ///
 /// # Errors
 /// Failing I/O. Each file appears whole or not at all, the list last.

@@ -53,7 +53,11 @@ fn a_list_names_what_was_written() {
     assert_eq!(list, out.join("lab.SHA256SUMS"));
     let wanted = ["lab-pxe/SHA256SUMS", "lab.cdx.json", "lab.iso", "lab.manifest.json", "master-1-seed/user-data"];
     assert_eq!(names(&list), wanted, "a raw image is only hashed to be signed");
-    tool_ok("sh", "coreutils", &["-ec", "cd \"$1\" && sha256sum --quiet --strict -c lab.SHA256SUMS", "sh", path_text(&out)]);
+    tool_ok(
+        "sh",
+        "coreutils",
+        &["-ec", "cd \"$1\" && sha256sum --quiet --strict -c lab.SHA256SUMS", "sh", path_text(&out)],
+    );
     for name in ["lab.cdx.json", "lab.manifest.json", "lab.SHA256SUMS"] {
         assert_eq!(fs::metadata(out.join(name)).unwrap().permissions().mode() & 0o777, 0o644, "{name}");
     }
@@ -71,7 +75,9 @@ fn a_list_names_what_was_written() {
             "nodes": ["master-1"],
             "cluster_file": Digest::of(b"file").to_string(),
             "lock": Digest::of(b"lock").to_string(),
-            "images": { "pods": { "root": Digest::of(b"root").to_string(), "payload": Digest::of(b"payload").to_string() } },
+            "images": {
+                "pods": { "root": Digest::of(b"root").to_string(), "payload": Digest::of(b"payload").to_string() },
+            },
             "sbom": { "file": "lab.cdx.json", "sha256": sbom.to_string() },
         })
     );

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Signed media and folders: minisign verifies what is signed here, what minisign signed is verified here, and every change is
-//! found.
+//! Signed media and folders: minisign verifies what is signed here, what minisign signed is verified here, and every
+//! change is found.
 
 use std::fs;
 use std::os::unix::fs::FileExt;

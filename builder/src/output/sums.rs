@@ -36,7 +36,8 @@ pub(super) fn parse(text: &str) -> Result<BTreeMap<String, Digest>, String> {
     Ok(sums)
 }
 
-/// Whether the path of a file below a folder is that of the folder's list: `SHA256SUMS`, `SHA256SUMS.<architecture>` of a bundle.
+/// Whether the path of a file below a folder is that of the folder's list: `SHA256SUMS`, `SHA256SUMS.<architecture>` of
+/// a bundle.
 pub(super) fn is_list(path: &str) -> bool {
     let Some(rest) = path.strip_prefix(SUMS) else { return false };
     rest.is_empty() || (rest.starts_with('.') && !rest.contains('/') && !path.ends_with(SUFFIX))
@@ -52,7 +53,8 @@ pub fn signature_of(list: &str) -> String {
     format!("{list}{SUFFIX}")
 }
 
-/// The signature over a list of a cluster's, as a file. What it says besides follows from the list: no clock takes part.
+/// The signature over a list of a cluster's, as a file. What it says besides follows from the list: no clock takes
+/// part.
 pub fn sign(signer: &Signer, cluster: &str, list: &str, text: &str) -> String {
     signer.sign(text.as_bytes(), &format!("cluster:{cluster}\tfile:{list}\tsha256:{}", Digest::of(text.as_bytes())))
 }
@@ -67,7 +69,8 @@ mod tests {
         for name in ["SHA256SUMS", "SHA256SUMS.amd64"] {
             assert!(is_list(name) && is_list_name(name), "{name}");
         }
-        for name in ["SHA256SUMS.minisig", "SHA256SUMS.amd64.minisig", "SHA256SUMS2", "a/SHA256SUMS", "SHA256SUMS.a/b"] {
+        for name in ["SHA256SUMS.minisig", "SHA256SUMS.amd64.minisig", "SHA256SUMS2", "a/SHA256SUMS", "SHA256SUMS.a/b"]
+        {
             assert!(!is_list(name), "{name}");
         }
         assert!(is_list_name("lab.SHA256SUMS") && !is_list("lab.SHA256SUMS"));

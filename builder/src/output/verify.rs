@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Whether an output is still what the build wrote, by the checksums it carries itself. They find what broke on the way; against
-//! somebody who changes output and checksums, a signature over them helps whoever knows the public key.
+//! Whether an output is still what the build wrote, by the checksums it carries itself. They find what broke on the way;
+//! against somebody who changes output and checksums, a signature over them helps whoever knows the public key.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -50,12 +50,12 @@ pub struct Verified {
     pub signatures: Vec<String>,
 }
 
-/// Verifies the output at `path`: a folder with a list of checksums, such a list, a bundle, an installation image or a disk image.
-/// With a `key`, every list must be signed with it.
+/// Verifies the output at `path`: a folder with a list of checksums, such a list, a bundle, an installation image or a disk
+/// image. With a `key`, every list must be signed with it.
 ///
 /// # Errors
-/// An output that carries nothing to verify it by; failing I/O. Damage is no error, nor is a signature that is missing: they
-/// are in the result.
+/// An output that carries nothing to verify it by; failing I/O. Damage is no error, nor is a signature that is missing:
+/// they are in the result.
 pub fn verify(path: &Path, key: Option<&PublicKey>) -> Result<Verified> {
     let meta = fs::metadata(path).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => Failure::user(format!("there is no {}", path.display())).caused_by(e),
@@ -79,11 +79,14 @@ pub fn verify(path: &Path, key: Option<&PublicKey>) -> Result<Verified> {
                 .hint("`qemu-img convert -O raw` makes a disk image of it, which can be looked into")
                 .into())
         }
-        _ if inspect_iso::is_iso(path)? => Ok(Verified::of("an installation image", |out| read_iso(path, &file, key, out))),
+        _ if inspect_iso::is_iso(path)? => {
+            Ok(Verified::of("an installation image", |out| read_iso(path, &file, key, out)))
+        }
         _ => Ok(Verified::of("a disk image", |out| {
             if key.is_some() {
                 let list = format!("<cluster>.{SUMS}");
-                out.problems.push(format!("it carries no signature: verify the {list} beside it, which says what it is"));
+                out.problems
+                    .push(format!("it carries no signature: verify the {list} beside it, which says what it is"));
             }
             read_disk(path, &file, out)
         })),

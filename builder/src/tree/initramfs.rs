@@ -116,7 +116,8 @@ const MEDIUM: &[&str] = &["isofs", "sr_mod", "usb_storage"];
 pub struct Options {
     /// Whether it is that of an installation medium: with drivers of network cards, and sure to read the medium.
     pub installer: bool,
-    /// The public key that must have signed the medium, as a file ([`PublicKey::to_file`](profiles::signing::PublicKey::to_file)).
+    /// The public key that must have signed the medium, as a file
+    /// ([`PublicKey::to_file`](profiles::signing::PublicKey::to_file)).
     pub signing_key: Option<String>,
     /// Further modules to be loaded always; each must exist.
     pub always: Vec<String>,

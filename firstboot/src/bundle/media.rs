@@ -58,8 +58,9 @@ fn machine_of(architecture: Architecture) -> &'static str {
 }
 
 impl Unpacked {
-    /// Reads every file in `dir` that is of this architecture. Its list must be signed with `key`, or with the one that the
-    /// bundle names: that tells a bundle that was changed by mistake, and only a `key` tells one that was changed on purpose.
+    /// Reads every file in `dir` that is of this architecture. Its list must be signed with `key`, or with the one that
+    /// the bundle names: that tells a bundle that was changed by mistake, and only a `key` tells one that was changed on
+    /// purpose.
     ///
     /// # Errors
     /// Exit code 10: no such signature; all files that are missing or not what the list says.
@@ -210,7 +211,8 @@ impl Unpacked {
     }
 }
 
-/// The key that an index names, which is not verified yet. One that is not there or not understood is the list's to tell.
+/// The key that an index names, which is not verified yet. One that is not there or not understood is the list's to
+/// tell.
 fn named_key(index: &Path) -> Result<Option<PublicKey>> {
     let Ok(text) = files::read_limited(index, SUMS_LIMIT) else { return Ok(None) };
     let Ok(index) = serde_json::from_slice::<Bundle>(&text) else { return Ok(None) };

@@ -212,7 +212,8 @@ impl Lab {
     }
 
     fn install_with(&self, fuse: Option<usize>, profile: Option<&str>) -> (Result<()>, Vec<String>) {
-        let options = Install { bundle: self.bundle(), profile: profile.map(str::to_owned), check_only: false, key: None };
+        let options =
+            Install { bundle: self.bundle(), profile: profile.map(str::to_owned), check_only: false, key: None };
         self.on(fuse, |machine| install(machine, &options))
     }
 

@@ -38,14 +38,9 @@ pub struct Found {
     pub disk: Option<String>,
 }
 
-/// Waits for the medium whose index has this SHA-256, and loads drivers as devices turn up. It must be signed with `key`, if there
-/// is one; else nothing waits any longer.
-pub fn wait_for(
-    sha256: &str,
-    key: Option<&PublicKey>,
-    modules: &mut Modules,
-    console: &Console,
-) -> Result<Found> {
+/// Waits for the medium whose index has this SHA-256, and loads drivers as devices turn up. It must be signed with `key`,
+/// if there is one; else nothing waits any longer.
+pub fn wait_for(sha256: &str, key: Option<&PublicKey>, modules: &mut Modules, console: &Console) -> Result<Found> {
     if let Some(found) = read(Path::new(IN_INITRAMFS), sha256, key).context("the medium in the initramfs")? {
         console.line("the medium is in memory");
         return Ok(found);

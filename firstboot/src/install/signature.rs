@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Whether a medium is signed by the key that this initramfs has (docs/provenance.md): the list of checksums is, the list has the
-//! index, and the index has everything else.
+//! Whether a medium is signed by the key that this initramfs has (docs/provenance.md): the list of checksums is, the
+//! list has the index, and the index has everything else.
 
 use std::fmt;
 use std::io;
@@ -49,8 +49,8 @@ pub fn key(root: &Path) -> Result<Option<PublicKey>> {
 pub fn check(dir: &Path, index: &str, key: &PublicKey) -> Result<()> {
     let refuse = |why: &str| {
         Refused(format!(
-            "the medium is not signed by {}, the key of this installer: {why}. Nothing of it was used. Take the medium as \
-             `imgbuild build --sign` wrote it, with its own kernel and initramfs",
+            "the medium is not signed by {}, the key of this installer: {why}. Nothing of it was used. Take the medium \
+             as `imgbuild build --sign` wrote it, with its own kernel and initramfs",
             key.id()
         ))
     };

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! Licences out of Debian's machine-readable copyright files
-//! (<https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/>). What is not simple is left out: a wrong licence is
-//! worse than none.
+//! (<https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/>). What is not simple is left out: a wrong
+//! licence is worse than none.
 
 use std::collections::BTreeSet;
 
@@ -11,8 +11,8 @@ use crate::inputs::deb::control::{field, paragraphs};
 /// The format that is understood, whatever the address it is named by begins with.
 const FORMAT: &str = "copyright-format/1.0";
 
-/// Short names of the licences of a package's files, as its copyright file has them; none if it is not in that format, or says of
-/// some files no licence by a short name.
+/// Short names of the licences of a package's files, as its copyright file has them; none if it is not in that format,
+/// or says of some files no licence by a short name.
 pub(super) fn licenses(text: &str) -> Vec<String> {
     let mut names = BTreeSet::new();
     let mut paragraphs = paragraphs(text);
@@ -43,7 +43,8 @@ fn is_short_name(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    const HEADER: &str = "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: x\n";
+    const HEADER: &str =
+        "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: x\n";
 
     #[test]
     fn short_names_of_all_files_are_taken() {

@@ -63,18 +63,32 @@ fn digest(component: &Value) -> &str {
     component["hashes"][0]["content"].as_str().unwrap_or_else(|| panic!("no hash of {component}"))
 }
 
-/// A partition of the image, unpacked.
-fn files_of(partition: &str) -> PathBuf {
-    let (image, target) =
-        (folder().join(format!("provenance-{partition}")), folder().join(format!("provenance-of-{partition}")));
-    if !target.exists() {
-        extract(&of_disk().join("master-1.img"), partition, &image);
-        let unpacking = target.with_extension("new");
-        let _ = fs::remove_dir_all(&unpacking);
-        run(tool("unsquashfs").args(["-quiet", "-no-progress", "-no-xattrs", "-dest"]).arg(&unpacking).arg(image));
-        fs::rename(unpacking, &target).unwrap();
+/// A partition of the image as a file, and unpacked.
+struct Part {
+    image: PathBuf,
+    files: PathBuf,
+}
+
+impl Part {
+    fn of(label: &str) -> Self {
+        let at = |name: &str| folder().join(format!("provenance-{label}{name}"));
+        let part = Self { image: at(".squashfs"), files: at("") };
+        let _ = fs::remove_dir_all(&part.files);
+        extract(&of_disk().join("master-1.img"), label, &part.image);
+        let mut command = tool("unsquashfs");
+        run(command.args(["-quiet", "-no-progress", "-no-xattrs", "-dest"]).arg(&part.files).arg(&part.image));
+        part
     }
-    target
+
+    fn root() -> &'static Self {
+        static ROOT: OnceLock<Part> = OnceLock::new();
+        ROOT.get_or_init(|| Self::of("root-a"))
+    }
+
+    fn payload() -> &'static Self {
+        static PAYLOAD: OnceLock<Part> = OnceLock::new();
+        PAYLOAD.get_or_init(|| Self::of("payload-a"))
+    }
 }
 
 #[test]
@@ -121,8 +135,7 @@ print(purls)
 /// what is in the root. What each is, dpkg-deb tells of the file with that SHA-256.
 #[test]
 fn built_lab_bill_of_materials_has_every_package_of_the_root_and_nothing_more() {
-    let root = files_of("root-a");
-    let doc = root.join("usr/share/doc");
+    let doc = Part::root().files.join("usr/share/doc");
     let there: BTreeSet<String> = fs::read_dir(&doc)
         .unwrap()
         .map(|entry| entry.unwrap())
@@ -161,7 +174,7 @@ fn built_lab_bill_of_materials_has_every_package_of_the_root_and_nothing_more() 
 
 #[test]
 fn built_lab_bill_of_materials_has_programs_and_images_as_the_payload_has_them() {
-    let payload = files_of("payload-a");
+    let payload = &Part::payload().files;
     let programs = below(bom(), "payload/opt/imgbuild/bin/");
     let said: BTreeMap<String, String> =
         programs.iter().map(|program| (text(program, "name").to_owned(), digest(program).to_owned())).collect();
@@ -213,9 +226,7 @@ fn built_lab_list_and_manifest_say_what_was_built() {
     assert_eq!(manifest["sbom"]["sha256"], sha256(&out.join("lab.cdx.json")));
     // The squashfs of the payload is as long as it says at 40 (format of squashfs 4.0), and the partition begins with
     // it.
-    let payload = folder().join("provenance-payload-a");
-    files_of("payload-a");
-    let bytes = fs::read(&payload).unwrap();
+    let bytes = fs::read(&Part::payload().image).unwrap();
     let used = usize::try_from(u64::from_le_bytes(bytes[40..48].try_into().unwrap())).unwrap();
     let image = folder().join("provenance-payload.squashfs");
     fs::write(&image, &bytes[..used.next_multiple_of(4096)]).unwrap();
@@ -238,8 +249,7 @@ fn with_key(room: &Path) -> (PathBuf, PathBuf, String) {
     run(tool("minisign").args(["-G", "-W", "-p"]).arg(&public).arg("-s").arg(&secret));
     let key = fs::read_to_string(&public).unwrap().lines().nth(1).unwrap().to_owned();
     let cluster = room.join("cluster");
-    copy_cluster(&lab().cluster, &cluster);
-    copy_cluster(&lab().cluster.join("secrets"), &cluster.join("secrets"));
+    run(Command::new("cp").arg("--archive").args([&lab().cluster, &cluster]));
     let file = cluster.join("cluster.toml");
     let text = fs::read_to_string(&file).unwrap();
     fs::write(&file, text.replacen("name = \"lab\"\n", &format!("name = \"lab\"\nsigning_key = \"{key}\"\n"), 1))
@@ -282,14 +292,9 @@ fn built_lab_outputs_are_signed_for_minisign() {
     verify(&medium.join("SHA256SUMS"));
     run(command("sha256sum").args(["--check", "--strict", "--quiet", "SHA256SUMS"]).current_dir(&medium));
     // The initramfs has the key.
-    let initramfs = room.path().join("initramfs.cpio");
-    run(tool("zstd")
-        .args(["-dfq", "-o"])
-        .arg(&initramfs)
-        .arg(out.join("lab-pxe/initramfs.cpio.zst"))
-        .env("ZSTD_CLEVEL", "1"));
-    let listed =
-        run(tool("cpio").args(["-i", "--quiet", "--to-stdout", "-F"]).arg(&initramfs).arg("etc/imgbuild/signing.pub"));
+    // zstd does not take the padding behind it, and says so after it has written everything.
+    let script = "zstd -dc < \"$1\" 2>/dev/null | cpio -i --quiet --to-stdout etc/imgbuild/signing.pub";
+    let listed = run(command("sh").args(["-ec", script, "sh"]).arg(out.join("lab-pxe/initramfs.cpio.zst")));
     assert_eq!(listed.lines().nth(1), Some(key.as_str()));
 
     let imgbuild =

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use profiles::signing::PublicKey;
 
 /// Build offline Kubernetes node images from one cluster file
 ///
@@ -84,10 +85,17 @@ pub enum Command {
     /// Say whether an output is still what was built, by the checksums it carries; exit code 4 if not
     ///
     /// A PXE folder, a bundle (packed or unpacked), an export of the store, an ISO image: every file. A disk image: its partition
-    /// tables and the blobs of images; everything else is read for its structure. Finds damage, no forgery: nothing is signed.
+    /// tables and the blobs of images; everything else is read for its structure. A list of checksums, out/lab.SHA256SUMS: every
+    /// file that it names. Finds damage; and forgery, where the output is signed and the signer's public key is given.
     Verify {
         /// The output, for example out/lab.iso
         output: PathBuf,
+        /// The public key that must have signed it, the second line of minisign.pub
+        #[arg(long, value_name = "KEY", conflicts_with = "key_file")]
+        key: Option<PublicKey>,
+        /// The same in a file: minisign.pub
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
     },
     /// Look after the store, and carry it to a machine without a network (docs/air-gap.md)
     #[command(subcommand)]
@@ -191,6 +199,10 @@ pub struct Options {
     /// Where the outputs go
     #[arg(long, global = true, value_name = "DIR", default_value = "out")]
     pub out: PathBuf,
+    /// Sign what is built with this secret key of minisign (docs/provenance.md); its password is asked for, or taken from
+    /// IMGBUILD_SIGN_PASSWORD
+    #[arg(long, global = true, value_name = "KEYFILE")]
+    pub sign: Option<PathBuf>,
     /// The store of inputs and step results [default: $XDG_CACHE_HOME/imgbuild]
     #[arg(long, global = true, value_name = "DIR", env = "IMGBUILD_STORE")]
     pub store: Option<PathBuf>,

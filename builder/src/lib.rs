@@ -16,5 +16,6 @@ pub mod output;
 pub mod pki;
 pub mod proof;
 pub mod serve;
+pub mod signing;
 pub mod store;
 pub mod tree;

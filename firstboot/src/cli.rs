@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use profiles::signing::PublicKey;
 use serde::Serialize;
 
 use crate::bundle::{Disk, Install, Machine, Origin, Uninstall};
@@ -91,6 +92,10 @@ enum Commands {
         /// Only say what is in the way; changes nothing
         #[arg(long)]
         check: bool,
+        /// The public key that must have signed the bundle, the second line of minisign.pub [default: the one that the bundle
+        /// names, if any]
+        #[arg(long, value_name = "KEY")]
+        key: Option<PublicKey>,
     },
     /// Take back what `host-install` and firstboot changed on this machine (`./uninstall` of a bundle runs this)
     HostUninstall {
@@ -126,8 +131,8 @@ pub fn main() -> ExitCode {
         Commands::Plan { json, root } => report(show_plan(&root, json)),
         Commands::Health { json, root } => health::run(&root, json),
         Commands::Routes => report(routes::run(&mut |line| print(&format!("{line}\n")))),
-        Commands::HostInstall { bundle, profile, check } => {
-            on_host(|machine| bundle::install(machine, &Install { bundle, profile, check_only: check }))
+        Commands::HostInstall { bundle, profile, check, key } => {
+            on_host(|machine| bundle::install(machine, &Install { bundle, profile, check_only: check, key }))
         }
         Commands::HostUninstall { yes } => on_host(|machine| bundle::uninstall(machine, Uninstall { yes })),
         Commands::InRoot { dir, argv } => report(init::in_root::exec(&dir, &argv)),

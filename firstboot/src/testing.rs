@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::Result;
 use profiles::node::NodeProfile;
 use profiles::render::KubeadmArgs;
+use profiles::signing::{KeyId, PublicKey};
 
 use crate::arp::{Interface, Mac};
 use crate::bundle::Origin;
@@ -212,6 +213,21 @@ impl Host for FakeHost {
     fn free_space(&self, _: &Path) -> Result<u64> {
         Ok(self.free_space.get())
     }
+}
+
+/// A key, and its signature over `content` as minisign makes it.
+pub fn signed(content: &[u8]) -> (PublicKey, String) {
+    use base64ct::{Base64, Encoding};
+    use blake2::{Blake2b512, Digest};
+    use ed25519_dalek::{Signer, SigningKey};
+    let (key, id) = (SigningKey::from_bytes(&[5; 32]), *b"firstbut");
+    let comment = "cluster:lab";
+    let signature = key.sign(&Blake2b512::digest(content)).to_bytes();
+    let global = key.sign(&[&signature[..], comment.as_bytes()].concat()).to_bytes();
+    let first = Base64::encode_string(&[&b"ED"[..], &id, &signature].concat());
+    let global = Base64::encode_string(&global);
+    let text = format!("untrusted comment: x\n{first}\ntrusted comment: {comment}\n{global}\n");
+    (PublicKey::new(KeyId::from_bytes(id), key.verifying_key().to_bytes()), text)
 }
 
 #[derive(Clone, Default)]

@@ -7,6 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::node::{Architecture, NodeProfile, Role};
+use crate::signing;
 
 /// Version of these documents. An installer refuses another one.
 pub const SCHEMA: u32 = 1;
@@ -27,7 +28,7 @@ pub fn folder(architecture: Architecture) -> &'static str {
 
 /// Name of the list of checksums of an architecture, at the top of the bundle.
 pub fn sums(architecture: Architecture) -> String {
-    format!("SHA256SUMS.{}", folder(architecture))
+    format!("{}.{}", signing::SUMS, folder(architecture))
 }
 
 /// The index of one architecture, `<architecture>/bundle.json`.
@@ -44,6 +45,9 @@ pub struct Bundle {
     pub architecture: Architecture,
     /// The nodes whose seeds are in it, in the order they were asked for.
     pub nodes: Vec<BundleNode>,
+    /// The key that must have signed the list of checksums, as [`signing::PublicKey`] reads it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing_key: Option<String>,
 }
 
 impl Bundle {
@@ -101,6 +105,7 @@ mod tests {
             cluster_id: "0".repeat(32),
             architecture: Architecture::Loong64,
             nodes: vec![BundleNode { name: "etcd-1".into(), payload: PayloadKind::Etcd }],
+            signing_key: None,
         };
         let text = serde_json::to_string(&bundle).unwrap();
         assert_eq!(

@@ -16,6 +16,7 @@ pub mod render;
 pub mod schema;
 mod sections;
 pub mod seed;
+pub mod signing;
 pub mod text;
 mod validate;
 mod validate_network;

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 pub use crate::node::{Architecture, ClusterDns, EncryptionAlgorithm, NetworkPlugin, ProxyMode, Role};
 pub use crate::objects::{ObjectName, ObjectPath, Segment, Value, show_path};
+use crate::signing::PublicKey;
 use crate::text;
 use crate::version::Version;
 
@@ -60,6 +61,9 @@ pub struct ClusterSection {
     /// Optional, default `"7d"`. How long the credential that a node joins with is valid, from the making of its seed;
     /// 1h to 365d. A node that is switched on later needs a new seed.
     pub join_validity: Duration,
+    /// Optional, default none. Public key of minisign, the second line of `minisign.pub`: `"RWQ…"`. Installers take nothing from a
+    /// medium that is not signed with it, and `imgbuild build` makes no medium without `--sign` (docs/provenance.md).
+    pub signing_key: Option<PublicKey>,
 }
 
 /// Kubernetes.

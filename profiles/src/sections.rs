@@ -19,6 +19,7 @@ use crate::schema::{
     NodeSection, OsSection, PayloadSection, ProxyMode, Role, RootfsInput, RpmInput, RpmRepositoryInput, RpmSigned,
     SourceInput, TarInput,
 };
+use crate::signing::PublicKey;
 use crate::version::Version;
 
 const GIB: u64 = 1 << 30;
@@ -31,6 +32,7 @@ pub(crate) fn cluster(t: &mut Table<'_, '_>) -> Cluster {
         cluster: t.section("cluster", |t| ClusterSection {
             name: t.required("name", word),
             join_validity: t.with_default("join_validity", Duration::from_secs(7 * 86_400), duration),
+            signing_key: t.optional("signing_key", signing_key),
         }),
         kubernetes: t.section("kubernetes", kubernetes),
         containerd: t.section("containerd", |t| ContainerdSection { version: t.required("version", version) }),
@@ -47,6 +49,17 @@ pub(crate) fn cluster(t: &mut Table<'_, '_>) -> Cluster {
         image: t.tables("image", image),
         addon: t.tables("addon", addons::addon),
         node: t.tables("node", node),
+    }
+}
+
+/// A public key of minisign. What is none is not shown: it may be a secret key.
+fn signing_key(decoder: &mut Decoder, item: &Item<'_>) -> Option<PublicKey> {
+    match string(decoder, item)?.parse::<PublicKey>() {
+        Ok(key) => Some(key),
+        Err(error) => {
+            let what = format!("`{}` is not a public key of minisign: {error}", item.key());
+            decoder.bad(item, what, "write the second line of minisign.pub: \"RWQ…\"")
+        }
     }
 }
 

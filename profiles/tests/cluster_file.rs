@@ -309,6 +309,8 @@ fn each_check_finds_its_mistake() {
             "cluster.join_validity",
             "more than a year",
         ),
+        ("lab", "name = \"lab\"", "name = \"lab\"\nsigning_key = \"RWQ?\"", "cluster.signing_key", "it is not base64"),
+        ("lab", "name = \"lab\"", "name = \"lab\"\nsigning_key = \"RWQA\"", "cluster.signing_key", "it has 3 bytes"),
         ("ha", "port = 8443", "check_interval = \"61s\"", "load_balancer.check_interval", "whole number of seconds"),
         ("ha", "port = 8443", "check_interval = \"500ms\"", "load_balancer.check_interval", "whole number of seconds"),
         ("ha", "\"haproxy\", ", "", "os.packages", "lacks `haproxy`"),

@@ -26,6 +26,7 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("mcopy", "mtools"),
     ("mdir", "mtools"),
     ("mformat", "mtools"),
+    ("minisign", "minisign"),
     ("mke2fs", "e2fsprogs"),
     ("mlabel", "mtools"),
     ("modprobe", "kmod"),
@@ -102,6 +103,11 @@ pub fn cloud_init() -> Command {
     let mut python = python(&["yaml=python3-yaml", "jsonschema=python3-jsonschema"]);
     python.env("PYTHONPATH", root);
     python
+}
+
+/// Python with CycloneDX' own library, in an environment of its own.
+pub fn cyclonedx() -> Command {
+    command(unpacked("cyclonedx/bin/python", "python3-venv, and of the Python package index cyclonedx-python-lib"))
 }
 
 /// Runs a command and gives its standard output.

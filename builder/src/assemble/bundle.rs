@@ -4,7 +4,6 @@
 //! nodes. Layout and use: docs/bundle.md.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -13,16 +12,18 @@ use rayon::prelude::*;
 
 use super::{Bench, NodeKind, firstboot, node, os, payload};
 use crate::error::Failure;
-use crate::output::archive;
+use crate::output::{archive, sums};
 use crate::pki::Pki;
+use crate::signing::Signer;
 use crate::store::Digest;
 use crate::tree::{Content, Entry, FileTree, Kind, overlay};
 
 const INSTALL: &str = include_str!("bundle/install");
 const UNINSTALL: &str = include_str!("bundle/uninstall");
 
-/// Programs that an image has in its root and that a host gets from the payload: by kind of node.
-const OF_PODS: [&str; 6] = ["containerd", "containerd-shim-runc-v2", "ctr", "etcd", "etcdctl", "runc"];
+/// Programs that an image has in its root and that a host gets from the payload; see [`programs_of_root`].
+pub(super) const PROGRAMS_OF_ROOT: [&str; 6] =
+    ["containerd", "containerd-shim-runc-v2", "ctr", "etcd", "etcdctl", "runc"];
 const OF_ETCD: [&str; 2] = ["etcd", "etcdctl"];
 /// Where a root has programs.
 const PROGRAMS: [&str; 4] = ["usr/bin", "usr/sbin", "usr/local/bin", "usr/local/sbin"];
@@ -44,18 +45,18 @@ pub fn file_name(bench: &Bench<'_>) -> String {
     format!("imgbuild-{}-{}.tar.zst", bench.cluster.cluster.name, bundle::folder(bench.architecture()))
 }
 
-/// Writes the bundle with the seeds of `nodes` to `path`.
+/// Writes the bundle with the seeds of `nodes` to `path`, signed if there is a `signer`.
 ///
 /// # Errors
 /// As its parts; too little free space; failing I/O. Nothing is left at `path` then.
-pub fn bundle(bench: &Bench<'_>, pki: &Pki, nodes: &[String], path: &Path) -> Result<PathBuf> {
-    let tree = tree(bench, pki, nodes).context("assembling the bundle")?;
+pub fn bundle(bench: &Bench<'_>, pki: &Pki, nodes: &[String], signer: Option<&Signer>, path: &Path) -> Result<PathBuf> {
+    let tree = tree(bench, pki, nodes, signer).context("assembling the bundle")?;
     archive::write(&tree, bench.store, bench.sources.epoch, bench.jobs, path)?;
     Ok(path.to_owned())
 }
 
 /// What is in the archive.
-fn tree(bench: &Bench<'_>, pki: &Pki, nodes: &[String]) -> Result<FileTree> {
+fn tree(bench: &Bench<'_>, pki: &Pki, nodes: &[String], signer: Option<&Signer>) -> Result<FileTree> {
     let folder = bundle::folder(bench.architecture());
     let mut tree = FileTree::new();
     tree.insert("install", Entry::file(INSTALL.as_bytes(), 0o755))?;
@@ -67,6 +68,7 @@ fn tree(bench: &Bench<'_>, pki: &Pki, nodes: &[String]) -> Result<FileTree> {
         cluster_id: pki.cluster_id(),
         architecture: bench.architecture(),
         nodes: Vec::new(),
+        signing_key: bench.cluster.cluster.signing_key.map(|key| key.to_string()),
     };
     tree.insert(&format!("{folder}/{}", bundle::SEEDS), Entry::dir(0o700))?;
     let mut kinds = BTreeSet::new();
@@ -92,8 +94,12 @@ fn tree(bench: &Bench<'_>, pki: &Pki, nodes: &[String]) -> Result<FileTree> {
     tree.insert(&format!("{folder}/{}", bundle::INDEX), Entry::file(index, 0o644))?;
     let digests = digests(bench, &tree)?;
     link_equal(&mut tree, &digests);
-    let sums = sums(&digests).into_bytes();
-    tree.insert(&bundle::sums(bench.architecture()), Entry::file(sums, 0o600))?;
+    let (list, text) = (bundle::sums(bench.architecture()), sums::text(&digests));
+    if let Some(signer) = signer {
+        let signature = sums::sign(signer, &bench.cluster.cluster.name, &list, &text);
+        tree.insert(&sums::signature_of(&list), Entry::file(signature.into_bytes(), 0o600))?;
+    }
+    tree.insert(&list, Entry::file(text.into_bytes(), 0o600))?;
     let top = format!("imgbuild-{}", bench.cluster.cluster.name);
     let mut whole = FileTree::new();
     whole.insert(&top, Entry::dir(0o700))?;
@@ -107,11 +113,19 @@ fn tree(bench: &Bench<'_>, pki: &Pki, nodes: &[String]) -> Result<FileTree> {
     Ok(whole)
 }
 
+/// Programs of the root that nodes of a kind get from their bundle.
+pub(super) fn programs_of_root(kind: NodeKind) -> &'static [&'static str] {
+    match kind {
+        NodeKind::Pods => &PROGRAMS_OF_ROOT,
+        NodeKind::Etcd => &OF_ETCD,
+    }
+}
+
 /// The payload with what an image has in its root: regular files only, so that a list of checksums says all of it.
 fn host_payload(bench: &Bench<'_>, kind: PayloadKind) -> Result<FileTree> {
-    let (node_kind, programs): (_, &[&str]) = match kind {
-        PayloadKind::Pods => (NodeKind::Pods, &OF_PODS),
-        PayloadKind::Etcd => (NodeKind::Etcd, &OF_ETCD),
+    let node_kind = match kind {
+        PayloadKind::Pods => NodeKind::Pods,
+        PayloadKind::Etcd => NodeKind::Etcd,
     };
     let payload = payload::files(bench, node_kind)?;
     let root = os::root(bench, node_kind)?.tree;
@@ -120,7 +134,7 @@ fn host_payload(bench: &Bench<'_>, kind: PayloadKind) -> Result<FileTree> {
         let content = payload.content(path).with_context(|| format!("{path} is neither a file nor leads to one"))?;
         tree.insert(path, plain(content.clone(), is_executable(&payload, path, entry)))?;
     }
-    for name in programs {
+    for name in programs_of_root(node_kind) {
         let found = PROGRAMS.iter().find_map(|folder| root.content(&format!("{folder}/{name}")));
         // One that the root lacks is the host's to have; `install` says so.
         if let Some(content) = found {
@@ -195,15 +209,6 @@ fn digests(bench: &Bench<'_>, tree: &FileTree) -> Result<BTreeMap<String, Digest
         .collect()
 }
 
-/// As `sha256sum -c` reads it.
-fn sums(digests: &BTreeMap<String, Digest>) -> String {
-    digests.iter().fold(String::new(), |mut text, (path, digest)| {
-        // Writing to a string cannot fail.
-        _ = writeln!(text, "{digest}  {path}");
-        text
-    })
-}
-
 /// Files of the same content and mode become names of one: firstboot is in every payload. Seeds stay alone, as whoever has
 /// one may change it.
 fn link_equal(tree: &mut FileTree, digests: &BTreeMap<String, Digest>) {
@@ -246,7 +251,7 @@ mod tests {
             tree.iter().filter(|(_, entry)| matches!(entry.kind, Kind::HardLink(_))).map(|(path, _)| path).collect();
         assert_eq!(links, ["loong64/firstboot"]);
         let same = "0967115f2813a3541eaef77de9d9d5773f1c0c04314b0bbfe4ff3b3b1c55b5d5";
-        let text = sums(&digests);
+        let text = sums::text(&digests);
         assert_eq!(text.lines().nth(1).unwrap(), format!("{same}  loong64/firstboot"));
         assert_eq!(text.lines().count(), 5, "links too");
     }

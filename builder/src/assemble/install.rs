@@ -16,13 +16,14 @@ use crate::output::iso::{self, Iso, IsoPlan};
 use crate::output::medium::{MediumPlan, NodePlan};
 use crate::output::pxe::{self, Pxe, PxePlan};
 use crate::pki::Pki;
+use crate::signing::Signer;
 
-/// Writes an installation image for the nodes called `names` to `path`.
+/// Writes an installation image for the nodes called `names` to `path`, signed if there is a `signer`.
 ///
 /// # Errors
 /// As [`super::disk`].
-pub fn iso(bench: &Bench<'_>, pki: &Pki, names: &[String], path: &Path) -> Result<Iso> {
-    let (medium, kind, os) = medium(bench, pki, names)?;
+pub fn iso(bench: &Bench<'_>, pki: &Pki, names: &[String], signer: Option<&Signer>, path: &Path) -> Result<Iso> {
+    let (medium, kind, os) = medium(bench, pki, names, signer)?;
     let plan = IsoPlan {
         boot_loader: os.boot_loader.content(),
         kernel: os.kernel.content(),
@@ -35,12 +36,12 @@ pub fn iso(bench: &Bench<'_>, pki: &Pki, names: &[String], path: &Path) -> Resul
     iso::write(&plan, bench.store, path)
 }
 
-/// Writes a folder from which the nodes called `names` boot over the network to `path`.
+/// Writes a folder from which the nodes called `names` boot over the network to `path`, signed if there is a `signer`.
 ///
 /// # Errors
 /// As [`super::disk`].
-pub fn pxe(bench: &Bench<'_>, pki: &Pki, names: &[String], path: &Path) -> Result<Pxe> {
-    let (medium, kind, os) = medium(bench, pki, names)?;
+pub fn pxe(bench: &Bench<'_>, pki: &Pki, names: &[String], signer: Option<&Signer>, path: &Path) -> Result<Pxe> {
+    let (medium, kind, os) = medium(bench, pki, names, signer)?;
     let plan = PxePlan {
         kernel: os.kernel.content(),
         initramfs: os::installer(bench, kind)?.content(),
@@ -52,7 +53,12 @@ pub fn pxe(bench: &Bench<'_>, pki: &Pki, names: &[String], path: &Path) -> Resul
 }
 
 /// A medium with the nodes called `names`, and what boots them all.
-fn medium(bench: &Bench<'_>, pki: &Pki, names: &[String]) -> Result<(MediumPlan, NodeKind, OsLayer)> {
+fn medium(
+    bench: &Bench<'_>,
+    pki: &Pki,
+    names: &[String],
+    signer: Option<&Signer>,
+) -> Result<(MediumPlan, NodeKind, OsLayer)> {
     let cluster = bench.cluster;
     let mut nodes = Vec::new();
     let mut first = None;
@@ -70,6 +76,7 @@ fn medium(bench: &Bench<'_>, pki: &Pki, names: &[String]) -> Result<(MediumPlan,
         cluster_id: pki.cluster_id(),
         architecture: bench.architecture(),
         nodes,
+        signer: signer.cloned(),
     };
     Ok((medium, kind, os))
 }

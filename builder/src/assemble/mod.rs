@@ -13,6 +13,7 @@ pub mod node;
 pub mod os;
 pub mod payload;
 mod programs;
+pub mod sbom;
 pub mod sources;
 #[cfg(test)]
 mod testing;

@@ -111,10 +111,14 @@ fn pack_initramfs(bench: &Bench<'_>, root: &os::Os, init: Content, options: &ini
 /// As [`build`]; a kernel that cannot read a medium.
 pub fn installer(bench: &Bench<'_>, kind: NodeKind) -> Result<Part> {
     let firstboot = firstboot(bench.architecture())?;
-    let key = key(bench, kind, firstboot, "installer", INSTALLER_VERSION)?;
+    let mut key = key(bench, kind, firstboot, "installer", INSTALLER_VERSION)?;
+    let signing_key = bench.cluster.cluster.signing_key.map(|key| key.to_file());
+    if signing_key.is_some() {
+        key = step_key("installer-with-key", INSTALLER_VERSION, &(key, &signing_key))?;
+    }
     bench.store.cached(&key, "the installer's initramfs", || {
         tracing::info!("assembling the installer's initramfs");
-        let options = initramfs::Options { installer: true, ..initramfs::Options::default() };
+        let options = initramfs::Options { installer: true, signing_key, ..initramfs::Options::default() };
         pack_initramfs(bench, &root(bench, kind)?, Content::Bytes(firstboot.into()), &options)
             .context("assembling the installer's initramfs")
     })

@@ -6,8 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
+use profiles::Cluster;
 use profiles::schema::Image;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::programs::{Wanted, program, programs};
 use super::{Bench, Deb, NodeKind, PAYLOAD_PREFIX, addons, calico, firstboot, image_archive, images, os, vendor};
@@ -22,6 +23,8 @@ use crate::tree::{Entry, FileTree, alternatives};
 
 /// Raised when the code below makes another payload out of the same inputs.
 const STEP_VERSION: u32 = 2;
+/// The same for the list of its images.
+const IMAGES_VERSION: u32 = 1;
 
 /// Where a package keeps its CNI plugins (`/usr/lib/cni` by Debian's patch of containernetworking-plugins).
 const PACKAGED_CNI: &str = "usr/lib/cni/";
@@ -82,9 +85,23 @@ impl Manifests {
 /// If anything that a node will ask for is not in it, or its inputs do not give what the cluster file names.
 pub fn build(bench: &Bench<'_>, kind: NodeKind) -> Result<Packed> {
     let manifests = Manifests::of(bench, kind)?;
-    let cluster = bench.cluster;
     let firstboot = firstboot(bench.architecture())?;
-    let key = step_key(
+    let key = key(bench, kind, firstboot, &manifests)?;
+    bench.store.cached(&key, "payload", || {
+        tracing::info!("assembling the payload");
+        let tree = tree(bench, kind, firstboot, &manifests).context("assembling the payload")?;
+        prove_programs(bench, kind, &tree).context("checking the payload's programs on the root")?;
+        if kind == NodeKind::Pods {
+            bench.store.record_step(&images_key(&key)?, &images_of(bench, &tree)?)?;
+        }
+        squashfs::pack(&tree, bench.store, &bench.squashfs()).context("packing the payload")
+    })
+}
+
+/// Everything that the payload depends on.
+fn key(bench: &Bench<'_>, kind: NodeKind, firstboot: &[u8], manifests: &Manifests) -> Result<Digest> {
+    let cluster = bench.cluster;
+    step_key(
         "payload",
         STEP_VERSION,
         &(
@@ -103,13 +120,48 @@ pub fn build(bench: &Bench<'_>, kind: NodeKind) -> Result<Packed> {
             Digest::of(firstboot),
             (bench.squashfs().block_size, bench.squashfs().level),
         ),
-    )?;
-    bench.store.cached(&key, "payload", || {
-        tracing::info!("assembling the payload");
-        let tree = tree(bench, kind, firstboot, &manifests).context("assembling the payload")?;
-        prove_programs(bench, kind, &tree).context("checking the payload's programs on the root")?;
-        squashfs::pack(&tree, bench.store, &bench.squashfs()).context("packing the payload")
+    )
+}
+
+/// The key of the step that says which images are in the payload with this key.
+fn images_key(payload: &Digest) -> Result<Digest> {
+    step_key("payload-images", IMAGES_VERSION, payload)
+}
+
+/// The images of nodes that run pods: full reference, and digest of the manifest. In the order of their names.
+///
+/// # Errors
+/// As [`build`], but that nothing is proven of programs.
+pub(super) fn images(bench: &Bench<'_>) -> Result<Vec<(String, Digest)>> {
+    let firstboot = firstboot(bench.architecture())?;
+    let manifests = Manifests::of(bench, NodeKind::Pods)?;
+    let key = images_key(&key(bench, NodeKind::Pods, firstboot, &manifests)?)?;
+    bench.store.cached(&key, "the payload's images", || {
+        images_of(bench, &tree(bench, NodeKind::Pods, firstboot, &manifests).context("assembling the payload")?)
     })
+}
+
+/// What the index of the image layout in a payload says.
+fn images_of(bench: &Bench<'_>, payload: &FileTree) -> Result<Vec<(String, Digest)>> {
+    #[derive(Deserialize)]
+    struct Index {
+        manifests: Vec<Manifest>,
+    }
+    #[derive(Deserialize)]
+    struct Manifest {
+        digest: String,
+        annotations: BTreeMap<String, String>,
+    }
+    const PATH: &str = "images/index.json";
+    let of = || format!("reading {PATH} of the payload");
+    let text = payload.content(PATH).with_context(of)?.read(bench.store).with_context(of)?;
+    let index: Index = serde_json::from_slice(&text).with_context(of)?;
+    let image = |manifest: Manifest| -> Result<(String, Digest)> {
+        let name = manifest.annotations.get("org.opencontainers.image.ref.name").context("an image has no name")?;
+        let digest = manifest.digest.strip_prefix("sha256:").context("a digest is no sha256")?.parse()?;
+        Ok((name.clone(), digest))
+    };
+    index.manifests.into_iter().map(image).collect::<Result<_>>().with_context(of)
 }
 
 /// The payload of nodes of one kind as files, checked as [`build`] checks it. The step cache has no part in it.
@@ -128,7 +180,7 @@ fn tree(bench: &Bench<'_>, kind: NodeKind, firstboot: &[u8], manifests: &Manifes
     if kind == NodeKind::Pods {
         add_kubernetes(bench, &mut tree)?;
     }
-    let wanted = |path: &str| kind == NodeKind::Pods || !OF_PODS.iter().any(|folder| path.starts_with(folder));
+    let wanted = |path: &str| is_wanted(kind, path);
     for (to, mode, content) in &bench.sources.files {
         let Some(path) = to.strip_prefix(PAYLOAD_PREFIX).filter(|path| wanted(path)) else { continue };
         let mut entry = bench.file(content, *mode)?;
@@ -158,16 +210,30 @@ fn tree(bench: &Bench<'_>, kind: NodeKind, firstboot: &[u8], manifests: &Manifes
     Ok(tree)
 }
 
+/// Whether nodes of a kind get a file of the payload, by its path there.
+fn is_wanted(kind: NodeKind, path: &str) -> bool {
+    kind == NodeKind::Pods || !OF_PODS.iter().any(|folder| path.starts_with(folder))
+}
+
+/// Whether nodes of a kind get a file that goes to `to` on the node.
+pub(super) fn has_file(kind: NodeKind, to: &str) -> bool {
+    to.strip_prefix(PAYLOAD_PREFIX).is_none_or(|path| is_wanted(kind, path))
+}
+
+/// The program that kubeadm insists on. With sources come programs of ours; without, the user brings them all.
+pub(super) fn crictl(cluster: &Cluster) -> Option<Wanted<'static>> {
+    cluster.sources().next().map(|_| Wanted { name: CRICTL, by: "every payload with kubeadm" })
+}
+
 /// What a node that runs pods has besides: Kubernetes' programs, CNI plugins, container images.
 fn add_kubernetes(bench: &Bench<'_>, tree: &mut FileTree) -> Result<()> {
     let cluster = bench.cluster;
-    // With sources come programs of ours; without, the user brings them all.
-    let crictl = cluster.sources().next().map(|_| CRICTL);
+    let crictl = crictl(cluster);
     let mut wanted = Wanted::all(&cluster.payload.binaries, "`[payload] binaries`");
-    wanted.extend(crictl.map(|name| Wanted { name, by: "every payload with kubeadm" }));
+    wanted.extend(crictl);
     wanted.extend(cluster.image.iter().flat_map(|image| Wanted::all(&image.binaries, "`[[image]] binaries`")));
     let programs = programs(bench, &wanted)?;
-    for name in cluster.payload.binaries.iter().map(String::as_str).chain(crictl) {
+    for name in cluster.payload.binaries.iter().map(String::as_str).chain(crictl.map(|wanted| wanted.name)) {
         tree.insert(&format!("bin/{name}"), program(&programs, name)?)?;
     }
     for (path, entry) in bench.merged(&bench.sources.payload)?.iter() {

@@ -57,7 +57,7 @@ pub(super) fn programs(bench: &Bench<'_>, wanted: &[Wanted<'_>]) -> Result<Progr
 }
 
 /// Which `source` input makes each program.
-fn makers(cluster: &Cluster) -> Result<BTreeMap<&'static str, &str>> {
+pub(super) fn makers(cluster: &Cluster) -> Result<BTreeMap<&'static str, &str>> {
     let mut makers = BTreeMap::new();
     for declared in cluster.sources() {
         for name in recipe(declared)?.names() {

@@ -17,8 +17,10 @@ use crate::inputs::url::UrlRequest;
 use crate::lock::{ItemKind, Lock};
 use crate::store::Digest;
 
-const OS: &str = "os";
-const PAYLOAD: &str = "payload";
+/// The request for the packages of the root.
+pub(super) const OS: &str = "os";
+/// That for the packages of the payload.
+pub(super) const PAYLOAD: &str = "payload";
 
 /// What packages depend on for the sake of their maintainer scripts, which never run here; docs/os-layer.md says what
 /// stands for each. `linux-initramfs-tool` is what kernel packages make an initramfs with: ours is made without.
@@ -44,11 +46,13 @@ const NOT_NEEDED: [&str; 19] = [
     "usrmerge",
 ];
 
-fn image_name(reference: &str) -> String {
+/// The request for the packages of an image.
+pub(super) fn image_name(reference: &str) -> String {
     format!("image {reference}")
 }
 
-fn toolchain_name(source: &SourceInput) -> String {
+/// The request for the toolchain of a `source` input.
+pub(super) fn toolchain_name(source: &SourceInput) -> String {
     format!("{} toolchain", source.name)
 }
 

@@ -17,11 +17,11 @@ use crate::inputs::request::{Request, Session, Update, digests};
 use crate::lock::{self, Lock};
 use crate::store::Store;
 
-/// Locks what is not locked yet, fetches what is not in the store, and gives the result.
-pub(super) fn ready(file: &ClusterFile, options: &Options, store: &Store) -> Result<Sources> {
+/// Locks what is not locked yet, fetches what is not in the store, and gives the result with the lock.
+pub(super) fn ready(file: &ClusterFile, options: &Options, store: &Store) -> Result<(Sources, Lock)> {
     let room = Room::open(file, options, store, false)?;
     let lock = room.fetch_locked(file)?;
-    sources::from_lock(&file.cluster, &lock)
+    Ok((sources::from_lock(&file.cluster, &lock)?, lock))
 }
 
 /// The inputs of a part of a cluster file, in the store. What its lock has is as locked, the rest is locked for this once; the

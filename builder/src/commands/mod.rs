@@ -12,6 +12,7 @@ mod lock;
 mod outputs;
 mod render;
 mod serve;
+mod sign;
 mod store;
 mod validate;
 mod verify;
@@ -49,7 +50,7 @@ pub fn run(cli: &Cli) -> ExitCode {
             serve::run(&Config { folder, boot_files, interface, http_port })
         }
         Command::Store(what) => store::run(&cli.options, &what),
-        Command::Verify { output } => verify::run(&output),
+        Command::Verify { output, key, key_file } => verify::run(&output, key, key_file.as_deref()),
         Command::Write { image, device, yes } => write::run(&cli.options, &image, &device, yes),
     };
     match result {

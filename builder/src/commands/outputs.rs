@@ -13,6 +13,7 @@ use crate::cli::{Options, Output};
 use crate::commands::{ClusterFile, open_store};
 use crate::error::Failure;
 use crate::output;
+use crate::output::seed::SeedFiles;
 use crate::pki::Pki;
 use crate::store::Store;
 
@@ -27,16 +28,16 @@ pub(super) fn seeds(file: &ClusterFile, nodes: &[String], options: &Options) -> 
     let creating = |error| Failure::io(format!("creating {}", options.out.display()), error);
     fs::create_dir_all(&options.out).map_err(creating)?;
     for name in nodes {
-        let path = seed(&file.cluster, &store, &pki, name, options)?;
-        tracing::info!("{}, .iso and .cpio are ready", path.display());
+        let folder = seed(&file.cluster, &store, &pki, name, options)?.folder;
+        tracing::info!("{}, .iso and .cpio are ready", folder.display());
     }
     Ok(())
 }
 
-/// The seed of one node; gives the path of its folder.
-pub(super) fn seed(cluster: &Cluster, store: &Store, pki: &Pki, name: &str, options: &Options) -> Result<PathBuf> {
+/// The seed of one node.
+pub(super) fn seed(cluster: &Cluster, store: &Store, pki: &Pki, name: &str, options: &Options) -> Result<SeedFiles> {
     let tree = node::seed_tree(&node::seed(cluster, name, pki)?)?;
-    Ok(output::seed::write(&tree, store, name, &options.out)?.folder)
+    output::seed::write(&tree, store, name, &options.out)
 }
 
 /// The disk of one node as qcow2; gives its path. The raw image lies in the store's scratch meanwhile, sparse.

@@ -45,9 +45,13 @@ mod tag {
     pub(super) const NAME: u32 = 1000;
     pub(super) const VERSION: u32 = 1001;
     pub(super) const RELEASE: u32 = 1002;
+    pub(super) const EPOCH: u32 = 1003;
+    pub(super) const VENDOR: u32 = 1011;
+    pub(super) const LICENSE: u32 = 1014;
     pub(super) const ARCH: u32 = 1022;
     pub(super) const FILE_USER: u32 = 1039;
     pub(super) const FILE_GROUP: u32 = 1040;
+    pub(super) const SOURCE_RPM: u32 = 1044;
     pub(super) const DIR_INDEXES: u32 = 1116;
     /// Only source packages have it.
     pub(super) const SOURCE_PACKAGE: u32 = 1106;
@@ -191,6 +195,50 @@ fn open(store: &Store, object: &Digest) -> Result<Opened> {
         bail!(Failure::user("it is a source package").hint("name the binary package"));
     }
     Ok(Opened { file, signatures, header })
+}
+
+/// What a package says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// Its name.
+    pub name: String,
+    /// What comes before everything else when versions are compared.
+    pub epoch: Option<u64>,
+    /// Its version.
+    pub version: String,
+    /// Its release.
+    pub release: String,
+    /// Its architecture, or `noarch`.
+    pub architecture: String,
+    /// Its licence, in words of its distribution.
+    pub license: Option<String>,
+    /// Who made it.
+    pub vendor: Option<String>,
+    /// File name of the source package.
+    pub source: Option<String>,
+}
+
+/// What the package `object` says of itself.
+///
+/// # Errors
+/// If it is no package, or a damaged one.
+pub fn about(store: &Store, object: &Digest) -> Result<About> {
+    let Opened { header, .. } = open(store, object)?;
+    let text = |tag| header.string(tag).map(str::to_owned);
+    let maybe = |tag| -> Result<Option<String>> {
+        let value = header.strings(tag)?.first().map(|text| text.trim().to_owned());
+        Ok(value.filter(|text| !text.is_empty()))
+    };
+    Ok(About {
+        name: text(tag::NAME)?,
+        epoch: header.numbers(tag::EPOCH)?.first().copied(),
+        version: text(tag::VERSION)?,
+        release: text(tag::RELEASE)?,
+        architecture: text(tag::ARCH)?,
+        license: maybe(tag::LICENSE)?,
+        vendor: maybe(tag::VENDOR)?,
+        source: maybe(tag::SOURCE_RPM)?,
+    })
 }
 
 /// Checks that a key of the ring signed the package: its header, which has the payload's digest; or, as older packages have

@@ -205,3 +205,42 @@ proptest! {
         let _ = unpacked(&store, &bytes);
     }
 }
+
+#[test]
+fn a_package_says_what_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let payload = cpio(&[]);
+    let of = |more: &[Value]| {
+        let values = [about("x86_64", &payload), more.to_vec()].concat();
+        let object = store.put_bytes(&rpm(&[], &header(&values), &payload)).unwrap();
+        super::about(&store, &object).unwrap()
+    };
+    let bare = About {
+        name: "haproxy".into(),
+        epoch: None,
+        version: "2.6.6".into(),
+        release: "1.ky11".into(),
+        architecture: "x86_64".into(),
+        license: None,
+        vendor: None,
+        source: None,
+    };
+    assert_eq!(of(&[string(tag::VENDOR, " ")]), bare);
+    let more = [
+        numbers(tag::EPOCH, &[2]),
+        string(tag::VENDOR, "A vendor"),
+        string(tag::LICENSE, "GPL-2.0-or-later"),
+        string(tag::SOURCE_RPM, "haproxy-2.6.6-1.ky11.src.rpm"),
+    ];
+    let wanted = About {
+        epoch: Some(2),
+        license: Some("GPL-2.0-or-later".into()),
+        vendor: Some("A vendor".into()),
+        source: Some("haproxy-2.6.6-1.ky11.src.rpm".into()),
+        ..bare
+    };
+    assert_eq!(of(&more), wanted);
+    let object = store.put_bytes(b"no package").unwrap();
+    assert!(super::about(&store, &object).is_err());
+}

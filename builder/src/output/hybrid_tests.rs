@@ -90,6 +90,26 @@ fn run(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// What was signed of a half stays signed, and nothing else comes with it.
+#[test]
+fn signatures_of_halves_are_in_it() {
+    let room = Room::new();
+    let (signer, name) = (crate::signing::tests::signer(), "SHA256SUMS.amd64.minisig");
+    let sign = |files: &mut Files| {
+        let (path, text, _) = files.last().unwrap().clone();
+        files.push((name.into(), crate::output::sums::sign(&signer, "lab", &path, &text), 0o600));
+    };
+    let amd64 = room.bundle("amd64", &["master-1"], |_| {}, sign);
+    let joined = join([&amd64, &room.good("loong64", &["worker-1"])], JOBS, &room.path("out")).unwrap();
+    let verified = crate::output::verify::verify(&joined, None).unwrap();
+    assert_eq!((verified.problems, verified.signatures.len()), (vec![], 1));
+    let problems = crate::output::verify::verify(&joined, Some(&signer.public_key())).unwrap().problems;
+    assert!(problems.len() == 1 && problems[0].starts_with("SHA256SUMS.loong64: is not signed by "), "{problems:?}");
+    let stray = |files: &mut Files| files.push(("SHA256SUMS.other.minisig".into(), "x".into(), 0o600));
+    let stray = room.bundle("loong64", &["worker-2"], |_| {}, stray);
+    assert!(room.fails(&amd64, &stray).0.contains("SHA256SUMS.other.minisig is in no list"));
+}
+
 /// GNU tar unpacks it to the same folder as both halves one after the other, and sha256sum finds each half whole.
 #[test]
 fn both_halves_are_in_it() {

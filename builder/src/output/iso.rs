@@ -143,6 +143,9 @@ fn esp(tree: &FileTree, store: &Store, medium: &BuiltMedium) -> Result<File> {
 fn files<'a>(medium: &'a BuiltMedium, store: &Store) -> Result<BTreeMap<String, (u16, iso9660::Source<'a>)>> {
     let mut out = BTreeMap::new();
     out.insert(format!("{FOLDER}/{INDEX}"), (0o444, iso9660::Source::Bytes(&medium.json)));
+    for (path, bytes) in &medium.lists {
+        out.insert(format!("{FOLDER}/{path}"), (0o444, iso9660::Source::Bytes(bytes)));
+    }
     for (path, source) in &medium.files {
         let source = match source {
             Source::Object(digest) => {

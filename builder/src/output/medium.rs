@@ -8,13 +8,16 @@ use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 
 use anyhow::{Context, Result, bail};
-use profiles::medium::{Machine, Medium, MediumFile, MediumNode, Piece, Range, SCHEMA, Target};
+use profiles::medium::{INDEX, Machine, Medium, MediumFile, MediumNode, Piece, Range, SCHEMA, Target};
 use profiles::node::Architecture;
+use profiles::signing::SUMS;
 use sha2::{Digest as _, Sha256};
 
 use super::disk::{Checked, DiskPlan, MIB, disk_guid};
 use super::pieces::{Blocks, Home, Region, Run, normal};
+use super::sums;
 use crate::image::gpt::{ALIGN, Table};
+use crate::signing::Signer;
 use crate::store::{Digest, Store};
 
 /// Path of the blocks that several nodes share.
@@ -34,6 +37,8 @@ pub struct MediumPlan {
     pub architecture: Architecture,
     /// The nodes, in the cluster file's order; at least one.
     pub nodes: Vec<NodePlan>,
+    /// What signs it, if anything does.
+    pub signer: Option<Signer>,
 }
 
 /// A node on a medium.
@@ -71,6 +76,8 @@ pub struct BuiltMedium {
     pub json: Vec<u8>,
     /// All files of the index, by path below `imgbuild/`.
     pub files: BTreeMap<String, Source>,
+    /// Where it is signed: the list of checksums, of the index too, and the signature over that. By path below `imgbuild/`.
+    pub lists: BTreeMap<String, Vec<u8>>,
 }
 
 impl BuiltMedium {
@@ -144,12 +151,22 @@ pub fn build(plan: &MediumPlan, store: &Store) -> Result<BuiltMedium> {
         cluster: plan.cluster.clone(),
         cluster_id: plan.cluster_id.clone(),
         architecture: plan.architecture,
-        files: files.index,
+        files: files.index.clone(),
         nodes,
     };
     let mut json = serde_json::to_vec_pretty(&index).context("writing the medium's index")?;
     json.push(b'\n');
-    Ok(BuiltMedium { index, json, files: files.sources })
+    let lists = plan.signer.as_ref().map_or_else(BTreeMap::new, |signer| lists(signer, &plan.cluster, &files, &json));
+    Ok(BuiltMedium { index, json, files: files.sources, lists })
+}
+
+/// The list of checksums with its signature.
+fn lists(signer: &Signer, cluster: &str, files: &Files, json: &[u8]) -> BTreeMap<String, Vec<u8>> {
+    let mut digests = files.digests.clone();
+    digests.insert(INDEX.to_owned(), Digest::of(json));
+    let text = sums::text(&digests);
+    let signature = sums::sign(signer, cluster, SUMS, &text);
+    BTreeMap::from([(SUMS.to_owned(), text.into_bytes()), (sums::signature_of(SUMS), signature.into_bytes())])
 }
 
 fn own_path(node: &str) -> String {
@@ -223,12 +240,14 @@ fn write_blocks(plan: &MediumPlan, blocks: Blocks, files: &mut Files, store: &St
 #[derive(Default)]
 struct Files {
     index: BTreeMap<String, MediumFile>,
+    digests: BTreeMap<String, Digest>,
     sources: BTreeMap<String, Source>,
 }
 
 impl Files {
     fn add(&mut self, path: &str, size: u64, digest: Digest, source: Source) {
         self.index.insert(path.to_owned(), MediumFile { size, sha256: digest.to_string() });
+        self.digests.insert(path.to_owned(), digest);
         self.sources.insert(path.to_owned(), source);
     }
 

@@ -48,6 +48,7 @@ pub(super) fn plan(store: &Store, nodes: &[(&str, &'static str)]) -> MediumPlan 
         cluster_id: "lab-1".into(),
         architecture: Architecture::Amd64,
         nodes: nodes.iter().map(|(name, kind)| node(store, name, kind)).collect(),
+        signer: None,
     }
 }
 

@@ -12,12 +12,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use profiles::medium::{FOLDER, INDEX};
+use profiles::signing::SUMS;
 use serde::Serialize;
 
 use super::disk::{MIB, SLACK, check_space, mib};
 use super::medium::{self, BuiltMedium, MediumPlan, Source};
 use super::place_folder::PlacedFolder;
 use super::pxe_menu::{Entry as MenuEntry, Menus};
+use super::sums;
 use crate::error::Failure;
 use crate::image::cpio;
 use crate::store::{Digest, Store};
@@ -29,8 +31,6 @@ pub(super) const KERNEL: &str = "vmlinuz";
 pub(super) const INITRAMFS: &str = "initramfs.cpio.zst";
 /// Blocks that only an installation needs.
 const BLOCKS: &str = "blocks.cpio";
-/// What lists the SHA-256 of every other file, for `sha256sum -c`.
-const SUMS: &str = "SHA256SUMS";
 /// Files in a cpio archive have less than 4 GiB: newc has eight hexadecimal digits for a length.
 const FILE_MAX: u64 = u32::MAX as u64;
 /// Memory that a machine needs beside what it loads and unpacks: kernel and its tables, what firmware keeps for itself,
@@ -125,11 +125,17 @@ pub fn write(plan: &PxePlan, store: &Store, path: &Path) -> Result<Pxe> {
     }
     let readme = readme(plan, &medium, &memory);
     out.file("README.txt", |file| file.write_all(readme.as_bytes()).context("writing the readme"))?;
-    let sums: String = out.sums.iter().map(|(name, digest)| format!("{digest}  {name}\n")).collect();
-    let size = out.size + sums.len() as u64;
+    let sums = sums::text(&out.sums);
+    let mut size = out.size + sums.len() as u64;
     folder.write(SUMS, sums.as_bytes(), 0o600)?;
+    let signature = sums::signature_of(SUMS);
+    if let Some(signer) = &plan.medium.signer {
+        let text = sums::sign(signer, &plan.medium.cluster, SUMS, &sums);
+        folder.write(&signature, text.as_bytes(), 0o600)?;
+        size += text.len() as u64;
+    }
     // A cluster that has no etcd members of their own any more has fewer archives.
-    folder.finish(&[BLOCKS, "mac", "medium-etcd.cpio", "medium-pods.cpio"])?;
+    folder.finish(&[BLOCKS, "mac", "medium-etcd.cpio", "medium-pods.cpio", &signature])?;
     Ok(Pxe { path: path.to_owned(), size, memory })
 }
 
@@ -154,15 +160,16 @@ fn archives(medium: &BuiltMedium, store: &Store) -> Result<BTreeMap<String, File
         let tree = archives.entry(archive).or_default();
         let target = format!("{FOLDER}/{path}");
         let mode = if medium::is_secret(path) { 0o400 } else { 0o444 };
-        if path == INDEX {
-            return tree.insert(&target, Entry::file(medium.json.as_slice(), mode));
+        if let Some(bytes) = if path == INDEX { Some(&medium.json) } else { medium.lists.get(path) } {
+            return tree.insert(&target, Entry::file(bytes.as_slice(), mode));
         }
         let source = medium.files.get(path).with_context(|| format!("the medium has no {path}"))?;
         tree.insert(&target, Entry::new(Kind::File(content(source, path, store)?), mode))
     };
     for node in &medium.index.nodes {
         let archive = medium_archive(&node.payload);
-        for path in [INDEX, &node.root, &node.payload] {
+        let lists = medium.lists.keys().map(String::as_str);
+        for path in [INDEX, &node.root, &node.payload].into_iter().chain(lists) {
             put(archive.clone(), path)?;
         }
         let own = format!("nodes/{}", node.name);

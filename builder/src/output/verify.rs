@@ -1,27 +1,28 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Whether an output is still what the build wrote, by the checksums it carries itself. They find what broke on the way; against
-//! somebody who changes output and checksums they are no help: nothing is signed yet.
+//! Whether an output is still what the build wrote, by the checksums it carries itself. They find what broke on the way;
+//! against somebody who changes output and checksums, a signature over them helps whoever knows the public key.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
-use std::path::{Component, Path};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use profiles::medium::{FOLDER, INDEX, Medium};
+use profiles::signing::{PublicKey, SIGNATURE_MAX, SUFFIX, SUMS, Signature};
 use rustix::fs::{Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 
 use super::inspect::{self, Volume};
 use super::inspect_iso;
+use super::place::folder as folder_of;
+use super::sums::{is_list, is_list_name, parse as parse_sums, signature_of};
 use crate::error::Failure;
 use crate::image::iso9660;
 use crate::image::squashfs::read::{NodeKind, Reader};
 use crate::store::Digest;
 
-/// Start of the names of lists of checksums: `SHA256SUMS`, and `SHA256SUMS.<architecture>` of a bundle.
-const SUMS: &str = "SHA256SUMS";
 /// Longest list that is read: some 500 000 files.
 const SUMS_MAX: u64 = 64 << 20;
 /// Largest index of a medium that is read, as `inspect` has it.
@@ -45,19 +46,26 @@ pub struct Verified {
     pub unchecked: Vec<String>,
     /// What is wrong, sorted.
     pub problems: Vec<String>,
+    /// What is to be said of signatures: who signed what, and whether that was verified.
+    pub signatures: Vec<String>,
 }
 
-/// Verifies the output at `path`: a folder with a list of checksums, a bundle, an installation image or a disk image.
+/// Verifies the output at `path`: a folder with a list of checksums, such a list, a bundle, an installation image or a disk
+/// image. With a `key`, every list must be signed with it.
 ///
 /// # Errors
-/// An output that carries nothing to verify it by; failing I/O. Damage is no error: it is in the result.
-pub fn verify(path: &Path) -> Result<Verified> {
+/// An output that carries nothing to verify it by; failing I/O. Damage is no error, nor is a signature that is missing:
+/// they are in the result.
+pub fn verify(path: &Path, key: Option<&PublicKey>) -> Result<Verified> {
     let meta = fs::metadata(path).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => Failure::user(format!("there is no {}", path.display())).caused_by(e),
         _ => Failure::io(format!("looking at {}", path.display()), e),
     })?;
     if meta.is_dir() {
-        return folder(path);
+        return folder(path, key);
+    }
+    if path.file_name().and_then(|name| name.to_str()).is_some_and(is_list_name) {
+        return list(path, key);
     }
     let opening = |e| Failure::io(format!("reading {}", path.display()), e);
     let mut file = File::open(path).map_err(opening)?;
@@ -65,36 +73,27 @@ pub fn verify(path: &Path) -> Result<Verified> {
     (&mut file).take(4).read_to_end(&mut start).map_err(opening)?;
     file.seek(SeekFrom::Start(0)).map_err(opening)?;
     match start.as_slice() {
-        start if start == ZSTD => Ok(Verified::of("a bundle", |out| read_bundle(file, out))),
+        start if start == ZSTD => Ok(Verified::of("a bundle", |out| read_bundle(file, key, out))),
         start if start == QCOW2 => {
             Err(Failure::user(format!("{} is a qcow2 image, which carries no checksums", path.display()))
                 .hint("`qemu-img convert -O raw` makes a disk image of it, which can be looked into")
                 .into())
         }
-        _ if inspect_iso::is_iso(path)? => Ok(Verified::of("an installation image", |out| read_iso(path, &file, out))),
-        _ => Ok(Verified::of("a disk image", |out| read_disk(path, &file, out))),
+        _ if inspect_iso::is_iso(path)? => {
+            Ok(Verified::of("an installation image", |out| read_iso(path, &file, key, out)))
+        }
+        _ => Ok(Verified::of("a disk image", |out| {
+            if key.is_some() {
+                let list = format!("<cluster>.{SUMS}");
+                out.problems
+                    .push(format!("it carries no signature: verify the {list} beside it, which says what it is"));
+            }
+            read_disk(path, &file, out)
+        })),
     }
 }
 
 // ---- Lists of checksums ----
-
-/// A list of checksums as coreutils write it: `<sha256>  <path>`, one a line.
-fn parse_sums(text: &str) -> Result<BTreeMap<String, Digest>, String> {
-    let mut sums = BTreeMap::new();
-    for (number, line) in text.lines().enumerate() {
-        let wrong = |why: &str| format!("line {}: {why}", number + 1);
-        let (digest, path) = line.split_once("  ").ok_or_else(|| wrong("no checksum and path"))?;
-        let digest = digest.parse().map_err(|e: anyhow::Error| wrong(&e.to_string()))?;
-        let clean = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
-        if path.is_empty() || !clean {
-            return Err(wrong(&format!("`{path}` leads out of the folder")));
-        }
-        if sums.insert(path.to_owned(), digest).is_some() {
-            return Err(wrong(&format!("`{path}` for the second time")));
-        }
-    }
-    Ok(sums)
-}
 
 impl Verified {
     fn new(kind: &'static str) -> Self {
@@ -119,13 +118,75 @@ impl Verified {
         }
     }
 
+    /// Looks at the signature over a list, if there is one: a file, or why it cannot be read.
+    fn compare_signature(
+        &mut self,
+        list: &str,
+        text: &str,
+        signature: Option<Result<String, String>>,
+        key: Option<&PublicKey>,
+    ) {
+        let name = signature_of(list);
+        let signature = match (signature, key) {
+            (None, None) => return,
+            (None, Some(key)) => {
+                return self.problems.push(format!("{list}: is not signed by {}: there is no {name}", key.id()));
+            }
+            (Some(signature), _) => signature,
+        };
+        let signature = match signature.and_then(|text| Signature::parse(&text).map_err(|e| e.to_string())) {
+            Ok(signature) => signature,
+            Err(why) => return self.problems.push(format!("{name}: {why}")),
+        };
+        let Some(key) = key else {
+            let id = signature.key();
+            return self.signatures.push(format!("{list} names the key {id} as its signer, which was not verified"));
+        };
+        match key.verify(text.as_bytes(), &signature) {
+            Ok(()) => {
+                self.checked += 1;
+                self.signatures.push(format!("{list} is signed by {} ({})", key.id(), signature.comment()));
+            }
+            Err(why) => self.problems.push(format!("{list}: is not signed by {}: {why}", key.id())),
+        }
+    }
+
     fn sorted(mut self) -> Self {
         self.problems.sort();
         self
     }
 }
 
-fn folder(path: &Path) -> Result<Verified> {
+/// The signature beside the list at `path`, if there is one.
+fn signature_beside(path: &Path) -> Option<Result<String, String>> {
+    let path = path.with_file_name(signature_of(path.file_name()?.to_str()?));
+    path.symlink_metadata().is_ok().then(|| read_text(open_plain(&path), SIGNATURE_MAX))
+}
+
+/// A list of files that lie beside it, among others.
+fn list(path: &Path, key: Option<&PublicKey>) -> Result<Verified> {
+    Ok(Verified::of("a list of checksums", |out| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let text = match read_text(open_plain(path), SUMS_MAX) {
+            Ok(text) => text,
+            Err(why) => {
+                out.problems.push(format!("{name}: {why}"));
+                return Ok(());
+            }
+        };
+        out.compare_signature(&name, &text, signature_beside(path), key);
+        match parse_sums(&text) {
+            Ok(sums) => sums.iter().for_each(|(name, wanted)| {
+                let found = open_plain(&folder_of(path).join(name)).and_then(|mut file| digest(&mut file));
+                out.compare(name, wanted, found);
+            }),
+            Err(why) => out.problems.push(format!("{name}: {why}")),
+        }
+        Ok(())
+    }))
+}
+
+fn folder(path: &Path, key: Option<&PublicKey>) -> Result<Verified> {
     let mut files = BTreeSet::new();
     let mut out = Verified::new("a folder with a list of checksums");
     walk(path, "", &mut files, &mut out.problems)?;
@@ -140,7 +201,11 @@ fn folder(path: &Path) -> Result<Verified> {
     }
     let mut listed = BTreeSet::new();
     for list in lists {
-        let text = read_text(open_plain(&path.join(list)));
+        let text = read_text(open_plain(&path.join(list)), SUMS_MAX);
+        if let Ok(text) = &text {
+            out.compare_signature(list, text, signature_beside(&path.join(list)), key);
+        }
+        listed.insert(signature_of(list));
         match text.and_then(|text| parse_sums(&text)) {
             Ok(sums) => {
                 for (name, wanted) in sums {
@@ -155,10 +220,6 @@ fn folder(path: &Path) -> Result<Verified> {
     let unlisted = files.iter().filter(|name| !is_list(name) && !listed.contains(*name));
     out.problems.extend(unlisted.map(|name| format!("{name}: is in no list of checksums")));
     Ok(out.sorted())
-}
-
-fn is_list(path: &str) -> bool {
-    path == SUMS || path.strip_prefix(SUMS).is_some_and(|rest| rest.starts_with('.') && !rest.contains('/'))
 }
 
 /// All files below a folder, by relative path. What is neither file nor folder is a problem.
@@ -198,11 +259,11 @@ fn digest(reader: &mut impl Read) -> Result<Digest, String> {
     Digest::of_reader(reader).map(|(digest, _)| digest).map_err(|e| format!("cannot be read: {e}"))
 }
 
-fn read_text(file: Result<impl Read, String>) -> Result<String, String> {
+fn read_text(file: Result<impl Read, String>, limit: u64) -> Result<String, String> {
     let mut bytes = Vec::new();
-    file?.take(SUMS_MAX + 1).read_to_end(&mut bytes).map_err(|e| format!("cannot be read: {e}"))?;
-    if bytes.len() as u64 > SUMS_MAX {
-        return Err(format!("has more than {} MiB", SUMS_MAX >> 20));
+    file?.take(limit + 1).read_to_end(&mut bytes).map_err(|e| format!("cannot be read: {e}"))?;
+    if bytes.len() as u64 > limit {
+        return Err(format!("has more than {} KiB", limit >> 10));
     }
     String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())
 }
@@ -210,11 +271,12 @@ fn read_text(file: Result<impl Read, String>) -> Result<String, String> {
 // ---- Bundles ----
 
 /// Reads the archive once, from beginning to end; zstd compares its own checksum on the way.
-fn read_bundle(file: File, out: &mut Verified) -> Result<()> {
+fn read_bundle(file: File, key: Option<&PublicKey>, out: &mut Verified) -> Result<()> {
     let decoder = zstd::stream::read::Decoder::new(file).context("decompressing it")?;
     let mut archive = tar::Archive::new(decoder);
     let mut found: BTreeMap<String, Digest> = BTreeMap::new();
     let mut lists: BTreeMap<String, String> = BTreeMap::new();
+    let mut signatures: BTreeMap<String, Result<String, String>> = BTreeMap::new();
     for entry in archive.entries().context("reading the archive")? {
         let mut entry = entry.context("reading the archive")?;
         let path = below_top(&entry.path().context("reading a path of the archive")?)?;
@@ -223,8 +285,10 @@ fn read_bundle(file: File, out: &mut Verified) -> Result<()> {
             bail!("the archive has more than {FILES_MAX} files");
         }
         if kind.is_file() && is_list(&path) {
-            let text = read_text(Ok(&mut entry)).map_err(|why| anyhow::anyhow!("{path}: {why}"))?;
+            let text = read_text(Ok(&mut entry), SUMS_MAX).map_err(|why| anyhow::anyhow!("{path}: {why}"))?;
             lists.insert(path, text);
+        } else if kind.is_file() && path.strip_suffix(SUFFIX).is_some_and(is_list) {
+            signatures.insert(path, read_text(Ok(&mut entry), SIGNATURE_MAX));
         } else if kind.is_file() {
             let digest = digest(&mut entry).map_err(|why| anyhow::anyhow!("{path}: {why}"))?;
             if found.insert(path.clone(), digest).is_some() {
@@ -246,6 +310,7 @@ fn read_bundle(file: File, out: &mut Verified) -> Result<()> {
         bail!("it holds no list of checksums ({SUMS}): no bundle of ours");
     }
     for (list, text) in lists {
+        out.compare_signature(&list, &text, signatures.remove(&signature_of(&list)), key);
         match parse_sums(&text) {
             Ok(sums) => {
                 for (path, wanted) in sums {
@@ -256,7 +321,8 @@ fn read_bundle(file: File, out: &mut Verified) -> Result<()> {
             Err(why) => out.problems.push(format!("{list}: {why}")),
         }
     }
-    out.problems.extend(found.into_keys().map(|path| format!("{path}: is in no list of checksums")));
+    let unlisted = found.into_keys().chain(signatures.into_keys());
+    out.problems.extend(unlisted.map(|path| format!("{path}: is in no list of checksums")));
     Ok(())
 }
 
@@ -269,7 +335,7 @@ fn below_top(path: &Path) -> Result<String> {
 
 // ---- Images ----
 
-fn read_iso(path: &Path, file: &File, out: &mut Verified) -> Result<()> {
+fn read_iso(path: &Path, file: &File, key: Option<&PublicKey>, out: &mut Verified) -> Result<()> {
     let found = inspect_iso::inspect(path)?;
     // The menu says what the index is, the index what all files are.
     let argument = "imgbuild.medium=";
@@ -285,9 +351,13 @@ fn read_iso(path: &Path, file: &File, out: &mut Verified) -> Result<()> {
             out.problems.push(format!("{name}: wants the index with sha256 {digest}, and it has {}", found.medium));
         }
     }
-    let index_path = format!("{FOLDER}/{INDEX}");
-    let json = iso9660::read(file, INDEX_MAX, |path| path == index_path)?;
-    let index: Medium = serde_json::from_slice(json.bytes.get(&index_path).context("there is no index")?)?;
+    let [index_path, list_path] = [INDEX, SUMS].map(|name| format!("{FOLDER}/{name}"));
+    let signature_path = signature_of(&list_path);
+    let ours = [&index_path, &list_path, &signature_path];
+    let read = iso9660::read(file, INDEX_MAX, |path| ours.iter().any(|own| *own == path))?;
+    let index: Medium = serde_json::from_slice(read.bytes.get(&index_path).context("there is no index")?)?;
+    let text = |path: &String| read.bytes.get(path).map(|bytes| read_text(Ok(bytes.as_slice()), INDEX_MAX));
+    compare_medium_list(&found.medium, &index, text(&list_path), text(&signature_path), key, out);
     let wanted: BTreeMap<String, &str> =
         index.files.iter().map(|(path, file)| (format!("{FOLDER}/{path}"), file.sha256.as_str())).collect();
     for (path, read) in iso9660::digests(file, wanted.keys().map(String::as_str))? {
@@ -297,10 +367,46 @@ fn read_iso(path: &Path, file: &File, out: &mut Verified) -> Result<()> {
             Err(e) => out.problems.push(format!("{path}: {e}")),
         }
     }
-    let unlisted = found.files.keys().filter(|path| **path != index_path && !wanted.contains_key(*path));
+    let unlisted = found.files.keys().filter(|path| !ours.contains(path) && !wanted.contains_key(*path));
     out.problems.extend(unlisted.map(|path| format!("{path}: is not in {index_path}")));
     out.unchecked.push("the EFI system partition with kernel and initramfs".to_owned());
     Ok(())
+}
+
+/// The list of a signed medium says what its index says, and what the index is.
+fn compare_medium_list(
+    index_digest: &str,
+    index: &Medium,
+    list: Option<Result<String, String>>,
+    signature: Option<Result<String, String>>,
+    key: Option<&PublicKey>,
+    out: &mut Verified,
+) {
+    let text = match list {
+        Some(Ok(text)) => text,
+        Some(Err(why)) => return out.problems.push(format!("{SUMS}: {why}")),
+        None => {
+            if let Some(key) = key {
+                out.problems.push(format!("{INDEX}: is not signed by {}: there is no {SUMS}", key.id()));
+            }
+            return;
+        }
+    };
+    out.compare_signature(SUMS, &text, signature, key);
+    let listed = match parse_sums(&text) {
+        Ok(listed) => listed,
+        Err(why) => return out.problems.push(format!("{SUMS}: {why}")),
+    };
+    let wanted = index.files.iter().map(|(path, file)| (path.as_str(), file.sha256.as_str()));
+    let wanted: BTreeMap<&str, &str> = wanted.chain([(INDEX, index_digest)]).collect();
+    for path in listed.keys().map(String::as_str).chain(wanted.keys().copied()).collect::<BTreeSet<_>>() {
+        let is_same = listed.get(path).map(Digest::to_string).as_deref() == wanted.get(path).copied();
+        if is_same {
+            out.checked += 1;
+        } else {
+            out.problems.push(format!("{SUMS}: does not say of {path} what {INDEX} says"));
+        }
+    }
 }
 
 fn read_disk(path: &Path, file: &File, out: &mut Verified) -> Result<()> {

@@ -27,7 +27,7 @@ fn flip(path: &Path, at: u64) {
 }
 
 fn problems(path: &Path) -> Vec<String> {
-    verify(path).unwrap().problems
+    verify(path, None).unwrap().problems
 }
 
 /// Checks that there is one problem, of which this is a part.
@@ -43,7 +43,7 @@ fn a_pxe_folder_is_what_its_list_says() {
     pxe::write(&pxe_tests::plan(&store, &pxe_tests::THREE), &store, &folder).unwrap();
     let lines = fs::read_to_string(folder.join("SHA256SUMS")).unwrap().lines().count();
     let kind = "a folder with a list of checksums";
-    assert_eq!(verify(&folder).unwrap(), Verified { kind, checked: lines, ..Verified::default() });
+    assert_eq!(verify(&folder, None).unwrap(), Verified { kind, checked: lines, ..Verified::default() });
 
     flip(&folder.join("nodes/etcd-1.cpio"), 1000);
     fs::rename(folder.join("README.txt"), folder.join("README")).unwrap();
@@ -66,7 +66,7 @@ fn a_pxe_folder_is_what_its_list_says() {
 #[test]
 fn a_list_that_is_none_is_a_problem_and_no_list_a_mistake() {
     let dir = tempfile::tempdir().unwrap();
-    let e = verify(dir.path()).unwrap_err();
+    let e = verify(dir.path(), None).unwrap_err();
     assert_eq!(kind(&e), ErrorKind::User);
     assert!(e.to_string().contains("has no list of checksums") && hint(&e).unwrap().contains("pxe"), "{e}");
     let list = dir.path().join("SHA256SUMS");
@@ -83,7 +83,7 @@ fn a_list_that_is_none_is_a_problem_and_no_list_a_mistake() {
     }
     fs::write(&list, b"\xff").unwrap();
     has_one_problem(dir.path(), "is not UTF-8");
-    let e = verify(&dir.path().join("none")).unwrap_err();
+    let e = verify(&dir.path().join("none"), None).unwrap_err();
     assert_eq!(kind(&e), ErrorKind::User);
 }
 
@@ -103,9 +103,9 @@ fn bundle(dir: &Path, script: &str) -> std::path::PathBuf {
 fn a_bundle_is_what_its_list_says() {
     let dir = tempfile::tempdir().unwrap();
     let good = bundle(dir.path(), "true");
-    assert_eq!(verify(&good).unwrap(), Verified { kind: "a bundle", checked: 3, ..Verified::default() });
+    assert_eq!(verify(&good, None).unwrap(), Verified { kind: "a bundle", checked: 3, ..Verified::default() });
     // Unpacked, it is a folder.
-    assert_eq!(verify(&dir.path().join("top")).unwrap().checked, 3);
+    assert_eq!(verify(&dir.path().join("top"), None).unwrap().checked, 3);
     let size = fs::metadata(&good).unwrap().len();
     flip(&good, size - 10);
     assert!(!problems(&good).is_empty());
@@ -129,7 +129,7 @@ fn an_installation_image_is_what_its_menu_and_index_say() {
     let (dir, store) = store();
     let path = dir.path().join("lab.iso");
     iso::write(&iso_tests::plan(&store), &store, &path).unwrap();
-    let found = verify(&path).unwrap();
+    let found = verify(&path, None).unwrap();
     assert_eq!((found.kind, found.problems, found.unchecked.len()), ("an installation image", vec![], 1));
     let inspected = inspect_iso::inspect(&path).unwrap();
     // Every file but the index itself, and every entry of the menu that boots an installer or the rescue system.
@@ -161,7 +161,7 @@ fn a_disk_image_is_read_to_the_last_block() {
         disk::DiskPlan { payload, ..disk_tests::plan_of(&store, 1, "master-1") }
     };
     disk::write(&plan(&good), &store, &path).unwrap();
-    let found = verify(&path).unwrap();
+    let found = verify(&path, None).unwrap();
     assert_eq!((found.kind, found.checked, found.problems), ("a disk image", 2, vec![]));
     assert_eq!(found.unchecked.len(), 4, "ESP, root, payload, seed: {:?}", found.unchecked);
 
@@ -194,7 +194,7 @@ fn what_carries_nothing_is_refused_and_what_is_nothing_is_damaged() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.qcow2");
     fs::write(&path, b"QFI\xfb").unwrap();
-    let e = verify(&path).unwrap_err();
+    let e = verify(&path, None).unwrap_err();
     assert_eq!(kind(&e), ErrorKind::User);
     assert!(hint(&e).unwrap().contains("qemu-img convert"));
     for bytes in [b"".as_slice(), b"text", &[0; 100_000], b"\x28\xb5\x2f\xfd"] {

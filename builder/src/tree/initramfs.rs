@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use profiles::signing::KEY_FILE;
 
 use super::modules::{Modules, decompressed, load_order};
 use super::{Content, Entry, FileTree, Kind};
@@ -115,6 +116,9 @@ const MEDIUM: &[&str] = &["isofs", "sr_mod", "usb_storage"];
 pub struct Options {
     /// Whether it is that of an installation medium: with drivers of network cards, and sure to read the medium.
     pub installer: bool,
+    /// The public key that must have signed the medium, as a file
+    /// ([`PublicKey::to_file`](profiles::signing::PublicKey::to_file)).
+    pub signing_key: Option<String>,
     /// Further modules to be loaded always; each must exist.
     pub always: Vec<String>,
     /// Further modules to be loaded when hardware asks; each must exist.
@@ -170,6 +174,9 @@ pub fn initramfs(
     // systemd tells an initramfs by this file.
     let release = os.text(store, "usr/lib/os-release")?.unwrap_or_default();
     tree.insert("etc/initrd-release", Entry::file(release.into_bytes(), 0o644))?;
+    if let Some(key) = &options.signing_key {
+        tree.insert(KEY_FILE, Entry::file(key.as_bytes(), 0o644))?;
+    }
     let picked = pick(modules, options)?;
     let mut list = String::new();
     for (at, always) in &picked.order {

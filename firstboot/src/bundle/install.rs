@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use profiles::bundle::{HOST_FILES, PayloadKind};
 use profiles::node::Role;
+use profiles::signing::PublicKey;
 
 use super::check::{self, Checks};
 use super::known;
@@ -47,6 +48,8 @@ pub struct Install {
     pub profile: Option<String>,
     /// Changes nothing.
     pub check_only: bool,
+    /// What must have signed the bundle, whatever it says itself.
+    pub key: Option<PublicKey>,
 }
 
 /// What becomes of the machine.
@@ -68,7 +71,10 @@ pub fn install(machine: &Machine<'_>, options: &Install) -> Result<()> {
     let (Some(architecture), []) = (architecture(&machine.architecture), system.as_slice()) else {
         return refuse(machine, &system);
     };
-    let bundle = Unpacked::open(&options.bundle, architecture)?;
+    let bundle = Unpacked::open(&options.bundle, architecture, options.key.as_ref())?;
+    if let Some(key) = bundle.signed_by {
+        machine.console.say("install", &format!("the bundle is signed by {key}"));
+    }
     let name = bundle.choose(machine, options.profile.as_deref())?;
     machine.console.set_who(&name);
     let (raw, seed) = bundle.seed(&name)?;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use profiles::bundle::{self, Bundle, PayloadKind, SCHEMA};
 use profiles::node::Architecture;
+use profiles::signing::{KeyId, PublicKey, SIGNATURE_MAX, SUFFIX, Signature};
 use sha2::{Digest, Sha256};
 
 use super::Machine;
@@ -34,6 +35,8 @@ pub(super) struct Unpacked {
     pub index: Bundle,
     /// SHA-256 of its list of checksums: its identity.
     pub digest: String,
+    /// The key that signed that list; `None` if none had to.
+    pub signed_by: Option<KeyId>,
     files: BTreeMap<String, String>,
 }
 
@@ -55,16 +58,26 @@ fn machine_of(architecture: Architecture) -> &'static str {
 }
 
 impl Unpacked {
-    /// Reads every file in `dir` that is of this architecture.
+    /// Reads every file in `dir` that is of this architecture. Its list must be signed with `key`, or with the one that
+    /// the bundle names: that tells a bundle that was changed by mistake, and only a `key` tells one that was changed on
+    /// purpose.
     ///
     /// # Errors
-    /// Exit code 10 with all files that are missing or not what the list says.
-    pub(super) fn open(dir: &Path, architecture: Architecture) -> Result<Self> {
+    /// Exit code 10: no such signature; all files that are missing or not what the list says.
+    pub(super) fn open(dir: &Path, architecture: Architecture, key: Option<&PublicKey>) -> Result<Self> {
         let bad = |error: anyhow::Error| Failure::seed(format!("{error:#}"), UNPACK_AGAIN);
         let name = bundle::sums(architecture);
         let sums = files::read_limited(&dir.join(&name), SUMS_LIMIT)
             .with_context(|| format!("reading {name} of the bundle in {}", dir.display()))
             .map_err(bad)?;
+        let path = format!("{}/{}", bundle::folder(architecture), bundle::INDEX);
+        let key = match key {
+            Some(key) => Some(*key),
+            None => named_key(&dir.join(&path)).map_err(bad)?,
+        };
+        if let Some(key) = &key {
+            signature(dir, &name, &sums, key)?;
+        }
         let files = understand(&sums).with_context(|| format!("understanding {name}")).map_err(bad)?;
         let problems: Vec<String> = files
             .iter()
@@ -80,7 +93,6 @@ impl Unpacked {
                 Failure::seed(format!("the bundle in {} is damaged: {text}", dir.display()), UNPACK_AGAIN).into()
             );
         }
-        let path = format!("{}/{}", bundle::folder(architecture), bundle::INDEX);
         let index = fs::read(dir.join(&path)).with_context(|| format!("reading {path}")).map_err(bad)?;
         let index: Bundle =
             serde_json::from_slice(&index).with_context(|| format!("understanding {path}")).map_err(bad)?;
@@ -88,7 +100,8 @@ impl Unpacked {
             let reason = format!("{path} is of another version or of another architecture");
             return Err(Failure::seed(reason, "use the bundle's own `./install`").into());
         }
-        Ok(Self { dir: dir.to_owned(), index, digest: hex(&Sha256::digest(&sums)), files })
+        let signed_by = key.map(|key| key.id());
+        Ok(Self { dir: dir.to_owned(), index, digest: hex(&Sha256::digest(&sums)), signed_by, files })
     }
 
     fn folder(&self) -> &'static str {
@@ -196,6 +209,30 @@ impl Unpacked {
         )
         .into())
     }
+}
+
+/// The key that an index names, which is not verified yet. One that is not there or not understood is the list's to
+/// tell.
+fn named_key(index: &Path) -> Result<Option<PublicKey>> {
+    let Ok(text) = files::read_limited(index, SUMS_LIMIT) else { return Ok(None) };
+    let Ok(index) = serde_json::from_slice::<Bundle>(&text) else { return Ok(None) };
+    let key = index.signing_key.map(|key| key.parse()).transpose();
+    key.context("reading the key that the bundle names as its signer's")
+}
+
+/// Fails unless `key` signed the list called `name`.
+fn signature(dir: &Path, name: &str, list: &[u8], key: &PublicKey) -> Result<()> {
+    let refuse = |why: String| {
+        let reason = format!("the bundle in {} is not signed by {}: {why}", dir.display(), key.id());
+        Failure::seed(reason, "take the archive as `imgbuild build --sign` wrote it, and unpack it into a new folder")
+    };
+    let file = format!("{name}{SUFFIX}");
+    let text = files::read_limited(&dir.join(&file), SIGNATURE_MAX);
+    let text = text.map_err(|error| refuse(format!("{file} cannot be read ({error})")))?;
+    let text = String::from_utf8(text).map_err(|_| refuse(format!("{file} is not UTF-8")))?;
+    let signature = Signature::parse(&text).map_err(|error| refuse(format!("{file}: {error}")))?;
+    key.verify(list, &signature).map_err(|error| refuse(error.to_string()))?;
+    Ok(())
 }
 
 /// Lines of `sha256sum`: path to checksum.

@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
+use profiles::signing::PublicKey;
 use sha2::{Digest, Sha256};
 
 use super::*;
@@ -211,7 +212,8 @@ impl Lab {
     }
 
     fn install_with(&self, fuse: Option<usize>, profile: Option<&str>) -> (Result<()>, Vec<String>) {
-        let options = Install { bundle: self.bundle(), profile: profile.map(str::to_owned), check_only: false };
+        let options =
+            Install { bundle: self.bundle(), profile: profile.map(str::to_owned), check_only: false, key: None };
         self.on(fuse, |machine| install(machine, &options))
     }
 
@@ -491,7 +493,7 @@ fn rpm_hosts_are_asked_in_their_own_way() {
 #[test]
 fn machines_that_nothing_can_run_on() {
     let lab = Lab::new();
-    let options = Install { bundle: lab.bundle(), profile: None, check_only: false };
+    let options = Install { bundle: lab.bundle(), profile: None, check_only: false, key: None };
     let with = |change: &dyn Fn(&mut Machine<'_>)| {
         let (result, _) = lab.on(None, |machine| {
             let mut other = Machine {
@@ -556,6 +558,45 @@ fn a_damaged_bundle_is_told_by_file_and_nothing_is_touched() {
 }
 
 #[test]
+fn a_bundle_must_be_signed_where_somebody_asks_for_it() {
+    let lab = Lab::new();
+    let list = lab.bundle().join("SHA256SUMS.amd64");
+    let signature = lab.bundle().join("SHA256SUMS.amd64.minisig");
+    let check = |key: Option<PublicKey>| {
+        let options = Install { bundle: lab.bundle(), profile: Some("master-1".into()), check_only: true, key };
+        let (result, said) = lab.on(None, |machine| install(machine, &options));
+        (result.map_err(|error| error.downcast::<Failure>().unwrap()), said.join("\n"))
+    };
+    let (key, text) = crate::testing::signed(&fs::read(&list).unwrap());
+    let refused = |key: Option<PublicKey>, why: &str| {
+        let failure = check(key).0.unwrap_err();
+        assert_eq!(failure.exit, Exit::Seed);
+        assert!(failure.reason.contains(" is not signed by ") && failure.reason.contains(why), "{}", failure.reason);
+    };
+    check(None).0.unwrap();
+    refused(Some(key), "SHA256SUMS.amd64.minisig cannot be read");
+    fs::write(&signature, &text).unwrap();
+    let (result, said) = check(Some(key));
+    result.unwrap();
+    assert!(said.contains(&format!("the bundle is signed by {}", key.id())), "{said}");
+    let other = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3".parse().unwrap();
+    refused(Some(other), "signed by another key");
+
+    // The bundle names the key itself.
+    let index = lab.bundle().join("amd64/bundle.json");
+    let before = hex(&Sha256::digest(fs::read(&index).unwrap()));
+    let named = fs::read_to_string(&index).unwrap().replacen('{', &format!("{{\"signing_key\":\"{key}\","), 1);
+    fs::write(&index, &named).unwrap();
+    let sums = fs::read_to_string(&list).unwrap().replace(&before, &hex(&Sha256::digest(&named)));
+    fs::write(&list, &sums).unwrap();
+    refused(None, "does not fit");
+    fs::write(&signature, crate::testing::signed(sums.as_bytes()).1).unwrap();
+    assert!(check(None).1.contains("the bundle is signed by"));
+    fs::write(&signature, "hello").unwrap();
+    refused(None, "it is no signature of minisign");
+}
+
+#[test]
 fn the_machine_knows_which_node_it_is() {
     let name = |lab: &Lab, profile: Option<&str>| {
         let (result, said) = lab.install_with(None, profile);
@@ -583,7 +624,7 @@ fn the_machine_knows_which_node_it_is() {
 fn checking_changes_nothing() {
     let lab = Lab::new();
     let before = lab.tree();
-    let options = Install { bundle: lab.bundle(), profile: Some("master-1".into()), check_only: true };
+    let options = Install { bundle: lab.bundle(), profile: Some("master-1".into()), check_only: true, key: None };
     let (result, said) = lab.on(Some(0), |machine| install(machine, &options));
     result.unwrap();
     assert_eq!(said, ["firstboot: master-1: check: nothing is in the way"]);
@@ -690,7 +731,7 @@ fn a_hybrid_bundle_has_nodes_of_the_other_architecture() {
         assert!(ask("worker-l").contains("the bundle has no seed of `worker-l`"));
     }
     assert_eq!(lab.tree(), before);
-    let check = Install { bundle: lab.bundle(), profile: Some("master-1".to_owned()), check_only: true };
+    let check = Install { bundle: lab.bundle(), profile: Some("master-1".to_owned()), check_only: true, key: None };
     let (result, said) = lab.on(None, |machine| install(machine, &check));
     result.unwrap();
     assert!(said.iter().any(|line| line.contains("nothing is in the way")), "{said:?}");

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use profiles::medium::{FOLDER, INDEX, Medium};
+use profiles::signing::PublicKey;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::index::{self, INDEX_LIMIT};
+use super::signature::{self, Refused};
 use crate::console::Console;
 use crate::context::RUN_DIR;
 use crate::files::read_limited;
@@ -36,9 +38,10 @@ pub struct Found {
     pub disk: Option<String>,
 }
 
-/// Waits for the medium whose index has this SHA-256, and loads drivers as devices turn up.
-pub fn wait_for(sha256: &str, modules: &mut Modules, console: &Console) -> Result<Found> {
-    if let Some(found) = read(Path::new(IN_INITRAMFS), sha256).context("the medium in the initramfs")? {
+/// Waits for the medium whose index has this SHA-256, and loads drivers as devices turn up. It must be signed with `key`,
+/// if there is one; else nothing waits any longer.
+pub fn wait_for(sha256: &str, key: Option<&PublicKey>, modules: &mut Modules, console: &Console) -> Result<Found> {
+    if let Some(found) = read(Path::new(IN_INITRAMFS), sha256, key).context("the medium in the initramfs")? {
         console.line("the medium is in memory");
         return Ok(found);
     }
@@ -55,12 +58,13 @@ pub fn wait_for(sha256: &str, modules: &mut Modules, console: &Console) -> Resul
             // Another medium is mounted once: the kernel's log is for other things.
             let known = generation(Path::new("/sys/class/block"), &name);
             if !rejected.contains(&known) {
-                match mounted(&name, sha256) {
+                match mounted(&name, sha256, key) {
                     Ok(Some(found)) => {
                         console.line(&format!("the medium is {name}"));
                         return Ok(found);
                     }
                     Ok(None) => drop(rejected.insert(known)),
+                    Err(error) if error.downcast_ref::<Refused>().is_some() => return Err(error.context(name)),
                     Err(error) => {
                         seen.push(format!("{name} ({error:#})"));
                         continue;
@@ -87,7 +91,7 @@ pub fn wait_for(sha256: &str, modules: &mut Modules, console: &Console) -> Resul
 }
 
 /// Mounts a device; `None` (and it is released again) if it is another medium.
-fn mounted(name: &str, sha256: &str) -> Result<Option<Found>> {
+fn mounted(name: &str, sha256: &str, key: Option<&PublicKey>) -> Result<Option<Found>> {
     let target = Path::new(MOUNT);
     let parent = target.parent().context("the mount point has a parent")?;
     fs::create_dir_all(RUN_DIR).with_context(|| format!("creating {RUN_DIR}"))?;
@@ -97,7 +101,7 @@ fn mounted(name: &str, sha256: &str) -> Result<Option<Found>> {
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount(Path::new("/dev").join(name.replace('!', "/")), target, "iso9660", flags, None)
         .with_context(|| format!("mounting {name}"))?;
-    match read(target, sha256) {
+    match read(target, sha256, key) {
         Ok(Some(found)) => {
             let disk = disk_of(Path::new("/sys/class/block"), name);
             Ok(Some(Found { disk: Some(disk), ..found }))
@@ -125,7 +129,10 @@ fn release() -> Result<()> {
 }
 
 /// The medium below `root`, if it is the one with this index.
-fn read(root: &Path, sha256: &str) -> Result<Option<Found>> {
+///
+/// # Errors
+/// [`Refused`] if `key` did not sign it; an index that is not understood; failing I/O.
+fn read(root: &Path, sha256: &str, key: Option<&PublicKey>) -> Result<Option<Found>> {
     let dir = root.join(FOLDER);
     let bytes = match read_limited(&dir.join(INDEX), INDEX_LIMIT) {
         Ok(bytes) => bytes,
@@ -134,6 +141,9 @@ fn read(root: &Path, sha256: &str) -> Result<Option<Found>> {
     };
     if index::sha256(&bytes) != sha256 {
         return Ok(None);
+    }
+    if let Some(key) = key {
+        signature::check(&dir, sha256, key)?;
     }
     Ok(Some(Found { dir, index: index::parse(&bytes)?, disk: None }))
 }
@@ -183,15 +193,40 @@ mod tests {
     fn the_index_says_which_medium_it_is() {
         let root = tempfile::tempdir().unwrap();
         let sha = |bytes: &[u8]| index::sha256(bytes);
-        assert!(read(root.path(), &sha(b"")).unwrap().is_none(), "no folder");
+        assert!(read(root.path(), &sha(b""), None).unwrap().is_none(), "no folder");
         let bytes = serde_json::to_vec(&medium(&["master-1"])).unwrap();
         fs::create_dir(root.path().join(FOLDER)).unwrap();
         fs::write(root.path().join(FOLDER).join(INDEX), &bytes).unwrap();
-        assert!(read(root.path(), &sha(b"other")).unwrap().is_none());
-        let found = read(root.path(), &sha(&bytes)).unwrap().unwrap();
+        assert!(read(root.path(), &sha(b"other"), None).unwrap().is_none());
+        let found = read(root.path(), &sha(&bytes), None).unwrap().unwrap();
         assert_eq!((found.dir, found.index), (root.path().join("imgbuild"), medium(&["master-1"])));
         fs::write(root.path().join(FOLDER).join(INDEX), b"{}").unwrap();
-        assert!(read(root.path(), &sha(b"{}")).is_err(), "the right one, but not understood");
+        assert!(read(root.path(), &sha(b"{}"), None).is_err(), "the right one, but not understood");
+    }
+
+    #[test]
+    fn a_medium_must_be_signed_before_its_index_is_understood() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join(FOLDER);
+        fs::create_dir(&folder).unwrap();
+        let bytes = serde_json::to_vec(&medium(&["master-1"])).unwrap();
+        fs::write(folder.join(INDEX), &bytes).unwrap();
+        let sha = index::sha256(&bytes);
+        let list = format!("{sha}  {INDEX}\n");
+        let (key, signature) = crate::testing::signed(list.as_bytes());
+        let refused = || {
+            let error = read(root.path(), &sha, Some(&key)).unwrap_err();
+            assert!(error.downcast_ref::<Refused>().is_some(), "{error:#}");
+        };
+        refused();
+        fs::write(folder.join("SHA256SUMS"), &list).unwrap();
+        fs::write(folder.join("SHA256SUMS.minisig"), &signature).unwrap();
+        let found = read(root.path(), &sha, Some(&key)).unwrap().unwrap();
+        assert_eq!(found.index, medium(&["master-1"]));
+        // Another index under the list of this one; it is not even looked at.
+        fs::write(folder.join(INDEX), b"{}").unwrap();
+        let error = read(root.path(), &index::sha256(b"{}"), Some(&key)).unwrap_err();
+        assert!(error.to_string().contains("is that of another index"), "{error:#}");
     }
 
     #[test]

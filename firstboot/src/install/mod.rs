@@ -13,6 +13,7 @@ pub mod probe;
 pub mod progress;
 pub mod ram;
 pub mod request;
+pub mod signature;
 pub mod target;
 pub mod verify;
 pub mod write;
@@ -75,7 +76,11 @@ impl From<anyhow::Error> for Failed {
 /// Does what the kernel command line asks for.
 pub fn run(request: &Request, modules: &mut Modules, console: &Console) -> Result<Next, Failed> {
     console.set_who("install");
-    let found = medium::wait_for(&request.medium, modules, console)?;
+    let key = signature::key(Path::new("/"))?;
+    let found = medium::wait_for(&request.medium, key.as_ref(), modules, console)?;
+    if let Some(key) = key {
+        console.line(&format!("the medium is signed by {}", key.id()));
+    }
     console.line(&format!("cluster {}, {} nodes on the medium", found.index.cluster, found.index.nodes.len()));
     match &request.task {
         Task::Install(which) => install(which, found, modules, console),

@@ -140,6 +140,11 @@ impl Recipe {
         programs.chain(self.ours.iter().map(|(name, _)| *name))
     }
 
+    /// Whether a program is one of ours.
+    pub(super) fn is_ours(&self, program: &str) -> bool {
+        self.ours.iter().any(|(name, _)| *name == program)
+    }
+
     fn changes_for(&self, target: Architecture) -> impl Iterator<Item = &'static Edit> {
         self.changes
             .iter()

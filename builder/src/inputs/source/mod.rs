@@ -65,6 +65,14 @@ impl Recipe {
         }
     }
 
+    /// Whether a program is one of ours, and not of the source package.
+    pub fn is_ours(self, program: &str) -> bool {
+        match self {
+            Self::Kubernetes(recipe) => recipe.is_ours(program),
+            Self::Containerd(_) => false,
+        }
+    }
+
     /// What is compiled, and its release.
     pub fn title(self) -> String {
         match self {

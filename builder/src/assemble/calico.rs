@@ -445,3 +445,11 @@ fn mapping<const N: usize>(entries: [(&str, &str); N]) -> Node {
 fn error(line: usize, what: impl Into<String>) -> TreeError {
     TreeError { line, what: what.into() }
 }
+
+/// For tests/fuzz: reads a manifest as Calico's.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &str) {
+    for (_, document) in split(text) {
+        tree::fuzz(document);
+    }
+}

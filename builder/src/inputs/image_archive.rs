@@ -151,7 +151,8 @@ impl<'a> Images<'a> {
         for digest in order {
             let named = names.remove(digest).unwrap_or_default();
             let shown = named.first().cloned().unwrap_or_else(|| digest.to_owned());
-            let image = self.image(digest, DEEPEST, &mut BTreeSet::new()).with_context(|| format!("reading image {shown}"))?;
+            let image =
+                self.image(digest, DEEPEST, &mut BTreeSet::new()).with_context(|| format!("reading image {shown}"))?;
             images.push(match image {
                 Ok(image) => Ok(Image { names: named.into_iter().collect(), ..image }),
                 Err(platforms) => Err(self.wrong_platform(&shown, &platforms)),
@@ -178,7 +179,8 @@ impl<'a> Images<'a> {
             for entry in &either.manifests {
                 let platform = entry.platform.as_ref();
                 // BuildKit lists attestations as images for an unknown machine.
-                if platform.is_some_and(|platform| platform.architecture == "unknown") || !seen.insert(entry.digest.clone())
+                if platform.is_some_and(|platform| platform.architecture == "unknown")
+                    || !seen.insert(entry.digest.clone())
                 {
                     continue;
                 }

@@ -367,7 +367,8 @@ pub(crate) fn fuzz(data: &[u8]) {
     if let Ok(packed) = zstd::encode_all(data, -7) {
         Verified::of("a bundle", |out| read_bundle(&packed[..], out));
     }
-    for path in std::str::from_utf8(data).iter().filter_map(|text| parse_sums(text).ok()).flat_map(BTreeMap::into_keys) {
+    for path in std::str::from_utf8(data).iter().filter_map(|text| parse_sums(text).ok()).flat_map(BTreeMap::into_keys)
+    {
         assert!(Path::new(&path).components().all(|part| matches!(part, Component::Normal(_))), "{path}");
     }
 }

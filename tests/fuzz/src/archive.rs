@@ -57,8 +57,11 @@ fn bundle() -> Vec<u8> {
         "schema": 1, "cluster": "lab", "cluster_id": "0".repeat(32), "architecture": "amd64",
         "nodes": [{ "name": "master-1", "payload": "pods" }],
     });
-    let files = [("install", b"#!/bin/sh\n".to_vec()), ("uninstall", b"#!/bin/sh\n".to_vec()),
-        ("amd64/bundle.json", index.to_string().into_bytes())];
+    let files = [
+        ("install", b"#!/bin/sh\n".to_vec()),
+        ("uninstall", b"#!/bin/sh\n".to_vec()),
+        ("amd64/bundle.json", index.to_string().into_bytes()),
+    ];
     let mut sums = String::new();
     let mut tar = Builder::new(Vec::new());
     for (path, bytes) in &files {
@@ -71,6 +74,13 @@ fn bundle() -> Vec<u8> {
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).expect("compressing");
+    encoder.finish().expect("compressing")
+}
+
+fn xz(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder =
+        lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(1)).expect("compressing");
     encoder.write_all(bytes).expect("compressing");
     encoder.finish().expect("compressing")
 }
@@ -99,6 +109,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         gzip(&system()),
         package("data.tar", &system()),
         package("data.tar.gz", &gzip(&system())),
+        package("data.tar.xz", &xz(&system())),
         package("data.tar.zst", &zstd),
     ]
 }

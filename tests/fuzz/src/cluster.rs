@@ -3,7 +3,7 @@
 //! Cluster files: read, reported on, and rendered.
 
 use profiles::seed::{Secrets, Seed};
-use profiles::{render, Cluster};
+use profiles::{Cluster, render};
 
 /// Any id.
 const ID: &str = "0123456789abcdef0123456789abcdef";

@@ -13,13 +13,13 @@ use std::io::Cursor;
 use firstboot::init::{ext4, gpt as node_gpt};
 use firstboot::seed::label;
 use imgbuild::image::fat::{self, Variant};
-use imgbuild::image::gpt::{self, derive_guid, types, Partition, Table};
+use imgbuild::image::gpt::{self, Partition, Table, derive_guid, types};
 use imgbuild::image::iso9660::{self, Source};
 use imgbuild::output::{inspect, inspect_iso, verify};
 use imgbuild::tree::{Entry, FileTree};
 use uuid::Uuid;
 
-use crate::{squashfs, store, MemoryFile};
+use crate::{MemoryFile, squashfs, store};
 
 const SECTOR: usize = 512;
 /// Unit of a disk's size.
@@ -95,7 +95,8 @@ fn shrink(disk: &[u8]) -> Vec<u8> {
     let is_empty = |sector: &&[u8]| sector.iter().all(|byte| *byte == 0);
     let mut at = 0;
     while at < sectors.len() {
-        let full: Vec<u8> = sectors[at..].iter().take(64).take_while(|sector| !is_empty(sector)).copied().collect::<Vec<_>>().concat();
+        let full: Vec<u8> =
+            sectors[at..].iter().take(64).take_while(|sector| !is_empty(sector)).copied().collect::<Vec<_>>().concat();
         if full.is_empty() {
             at += 1;
             continue;
@@ -121,7 +122,8 @@ fn mend_checksums(disk: &mut [u8]) {
 fn mend_checksum(disk: &mut [u8], at: usize, sector: usize) {
     let Some(header) = disk.get(at..at + SECTOR).filter(|header| header.starts_with(b"EFI PART")) else { return };
     let mut header = header.to_vec();
-    let u32_at = |header: &[u8], at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let u32_at =
+        |header: &[u8], at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     let (first, count, size) = (u32_at(&header, 72) as usize, u32_at(&header, 80), u32_at(&header, 84));
     let len = u64::from(count).saturating_mul(u64::from(size)).min(1 << 20) as usize;
     let entries = first.checked_mul(sector).and_then(|from| disk.get(from..from.checked_add(len)?));

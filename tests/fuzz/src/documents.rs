@@ -4,8 +4,8 @@
 //! media and bundles, descriptions of payloads, journals.
 
 use imgbuild::lock::Lock;
-use imgbuild::store::inventory::{About, Inventory};
 use imgbuild::store::Digest;
+use imgbuild::store::inventory::{About, Inventory};
 use serde_json::json;
 
 /// Reads `data` as each of them.
@@ -53,7 +53,14 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "images": ["a.io/x:1"], "sandbox_image": null });
     let journal = "{\"at\":1,\"event\":\"begin\",\"step\":\"network\"}\n{\"at\":2,\"event\":\"done\",\"step\":\"network\",\
                    \"fingerprint\":\"f\"}\n{\"at\":3,\"event\":\"conv";
-    let texts = [lock, inventory.to_text().expect("an inventory"), sums, medium.to_string(), bundle.to_string(),
-        payload.to_string(), journal.to_owned()];
+    let texts = [
+        lock,
+        inventory.to_text().expect("an inventory"),
+        sums,
+        medium.to_string(),
+        bundle.to_string(),
+        payload.to_string(),
+        journal.to_owned(),
+    ];
     texts.into_iter().map(String::into_bytes).collect()
 }

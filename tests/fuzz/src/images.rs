@@ -6,7 +6,7 @@
 use imgbuild::store::Digest;
 use imgbuild::tree::{Entry, FileTree};
 
-use crate::{parts, store, SEPARATOR};
+use crate::{SEPARATOR, parts, store};
 
 /// Most parts: each is hashed.
 const MOST_PARTS: usize = 10;

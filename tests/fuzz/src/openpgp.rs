@@ -11,7 +11,7 @@ use pgp::crypto::hash::HashAlgorithm;
 use pgp::ser::Serialize;
 use pgp::types::Password;
 
-use crate::{parts, SEPARATOR};
+use crate::{SEPARATOR, parts};
 
 /// Reads a keyring and checks both signatures with it.
 pub fn run(data: &[u8]) {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 
 use imgbuild::image::squashfs::read::{NodeKind, Reader};
-use imgbuild::image::squashfs::{write, Options};
+use imgbuild::image::squashfs::{Options, write};
 use imgbuild::tree::{Entry, FileTree, Kind};
 
 use crate::store;

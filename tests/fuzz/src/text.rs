@@ -14,11 +14,11 @@ use imgbuild::inputs::deb::index::Universe;
 use imgbuild::inputs::deb::release::Release;
 use imgbuild::inputs::deb::{control, relation, version};
 use imgbuild::inputs::source::patch;
+use imgbuild::tree::FileTree;
 use imgbuild::tree::kmod_index::normalized_alias;
 use imgbuild::tree::users::Users;
-use imgbuild::tree::FileTree;
 
-use crate::{parts, SEPARATOR};
+use crate::{SEPARATOR, parts};
 
 /// Reads `data` as each of them.
 pub fn run(data: &[u8]) {

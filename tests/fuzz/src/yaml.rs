@@ -4,11 +4,11 @@
 
 use firstboot::{cert, seed};
 use imgbuild::proof::images::wanted_by_manifest;
-use profiles::seed::{without_secrets, Secrets, Seed};
 use profiles::Cluster;
+use profiles::seed::{Secrets, Seed, without_secrets};
 
 use crate::cluster::FILES;
-use crate::{parts, SEPARATOR};
+use crate::{SEPARATOR, parts};
 
 /// Reads `data` as each of them; of a seed it is user-data and meta-data.
 pub fn run(data: &[u8]) {
@@ -31,7 +31,8 @@ const MANIFEST: &str = "# c\napiVersion: apps/v1\nkind: DaemonSet\nmetadata: {na
     template:\n    spec:\n      initContainers:\n      - image: docker.io/calico/cni:v3.26.1\n      containers:\n        - name: x\n          \
     image: \"docker.io/calico/node:v3.26.1\"\n          env: [{name: A, value: \"yes\"}, {name: B, value: *l}]\n          text: |+\n            \
     a\n             b\n\n---\nkind: ConfigMap\ndata:\n  x: >-\n    folded\n    text\n  \"12:30\": 0644\n  ? y\n  : ~\n";
-const KUBECONFIG: &str = "apiVersion: v1\nkind: Config\nusers:\n- name: a\n  user:\n    client-certificate-data: LS0tLS1CRUdJTg==\n";
+const KUBECONFIG: &str =
+    "apiVersion: v1\nkind: Config\nusers:\n- name: a\n  user:\n    client-certificate-data: LS0tLS1CRUdJTg==\n";
 
 /// What the target begins with.
 pub fn seeds() -> Vec<Vec<u8>> {

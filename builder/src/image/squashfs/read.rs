@@ -430,8 +430,7 @@ impl<R: Read + Seek> Reader<R> {
                     bail!("directories are nested more than {DEPTH_MAX} deep");
                 }
                 let entries = self.entries(&node).with_context(|| format!("reading directory `{path}`"))?;
-                left =
-                    left.checked_sub(entries.len() as u64).context("the image has far more names than inodes")?;
+                left = left.checked_sub(entries.len() as u64).context("the image has far more names than inodes")?;
                 let folder: Rc<str> = path.into();
                 stack.extend(entries.into_iter().rev().map(|(name, at)| (folder.clone(), name, at, depth + 1)));
             }

@@ -64,6 +64,9 @@ pub fn store() -> &'static Store {
     })
 }
 
+/// A page of a file that is a hole.
+const ZEROS: [u8; 4096] = [0; 4096];
+
 /// A file without a disk, for parsers that want a file or its path.
 pub struct MemoryFile(pub File);
 
@@ -73,10 +76,10 @@ impl MemoryFile {
         let fd = rustix::fs::memfd_create("fuzz", rustix::fs::MemfdFlags::CLOEXEC).expect("making a file");
         let file = File::from(fd);
         file.set_len(bytes.len() as u64).expect("making a file");
-        // What is zeros stays a hole.
-        for (number, block) in bytes.chunks(4096).enumerate() {
-            if block.iter().any(|byte| *byte != 0) {
-                file.write_all_at(block, number as u64 * 4096).expect("writing a file");
+        // What is zeros stays a hole. Compared a block at a time: instrumented code is slow with bytes.
+        for (number, block) in bytes.chunks(ZEROS.len()).enumerate() {
+            if block != &ZEROS[..block.len()] {
+                file.write_all_at(block, (number * ZEROS.len()) as u64).expect("writing a file");
             }
         }
         Self(file)

@@ -89,6 +89,9 @@ pub struct Dynamic {
     pub runpath: Vec<String>,
 }
 
+/// No name of a section, symbol or library is longer; the longest are C++'s. Without a bound, many names could share one string.
+const LONGEST_NAME: usize = 4096;
+
 const SYMTAB: u32 = 2;
 const NOBITS: u32 = 8;
 const PT_LOAD: u32 = 1;
@@ -278,7 +281,10 @@ impl<'a> Elf<'a> {
 /// The zero-terminated string at `at` of a string table.
 fn text_at(table: &[u8], at: u64) -> Result<&str> {
     let tail = usize::try_from(at).ok().and_then(|at| table.get(at..)).context("a name outside of its string table")?;
-    let end = tail.iter().position(|byte| *byte == 0).unwrap_or(tail.len());
+    let end = tail.iter().take(LONGEST_NAME + 1).position(|byte| *byte == 0).unwrap_or(tail.len());
+    if end > LONGEST_NAME {
+        bail!("a name of more than {LONGEST_NAME} bytes");
+    }
     std::str::from_utf8(&tail[..end]).context("a name that is not UTF-8")
 }
 
@@ -287,7 +293,7 @@ mod tests {
     use proptest::prelude::{any, proptest};
     use proptest::sample::Index;
 
-    use super::{Elf, machine};
+    use super::{Elf, LONGEST_NAME, machine, text_at};
     use crate::tree::{Content, OpenContent};
 
     fn all(bytes: &[u8]) {
@@ -319,6 +325,16 @@ mod tests {
             bytes.truncate(cut.index(bytes.len()));
             all(&bytes);
         }
+    }
+
+    #[test]
+    fn names_are_short() {
+        let mut table = vec![b'a'; 3 * LONGEST_NAME];
+        assert!(text_at(&table, 0).is_err());
+        assert_eq!(text_at(&table, 2 * LONGEST_NAME as u64).unwrap().len(), LONGEST_NAME);
+        table[LONGEST_NAME] = 0;
+        assert_eq!(text_at(&table, 0).unwrap().len(), LONGEST_NAME);
+        assert!(text_at(&table, u64::MAX).is_err());
     }
 
     #[test]

@@ -8,6 +8,9 @@ pub mod commands;
 pub mod device;
 pub mod elf;
 pub mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod image;
 pub mod inputs;
 pub mod lock;

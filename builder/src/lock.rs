@@ -239,6 +239,17 @@ fn string(text: &str) -> String {
     out
 }
 
+/// For tests/fuzz: what is read as a lock reads the same again once it is written.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &str) {
+    if let Ok(lock) = Lock::parse(text)
+        && let Ok(written) = lock.to_text()
+    {
+        assert_eq!(Lock::parse(&written).ok().as_ref(), Some(&lock), "{written}");
+        assert!(Diff::of(&lock, &lock).is_empty());
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {

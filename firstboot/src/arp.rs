@@ -191,6 +191,13 @@ unsafe impl SocketAddrArg for LinkAddress {
     }
 }
 
+/// For tests/fuzz.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(packet: &[u8]) {
+    let own = Mac([2, 0, 0, 0, 0, 1]);
+    assert_ne!(conflict(packet, own, Ipv4Addr::new(10, 0, 0, 1)), Some(own), "a node is no conflict with itself");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

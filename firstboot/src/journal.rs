@@ -182,6 +182,16 @@ fn compact(records: Vec<Record>) -> Vec<Record> {
     kept
 }
 
+/// For tests/fuzz.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(content: &[u8]) {
+    let records = parse(content);
+    assert!(compact(records.clone()).len() <= records.len());
+    for record in &records {
+        progress(&records, &record.step);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

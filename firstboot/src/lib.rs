@@ -16,6 +16,9 @@ pub mod engine;
 pub mod etcdctl;
 pub mod failure;
 pub mod files;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod health;
 pub mod host;
 pub mod init;

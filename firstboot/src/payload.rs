@@ -36,6 +36,12 @@ fn parse(text: &[u8]) -> Result<Payload> {
     Ok(payload)
 }
 
+/// For tests/fuzz.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &[u8]) {
+    let _ = parse(text);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

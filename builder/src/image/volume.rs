@@ -53,7 +53,8 @@ pub(super) fn contents<F: FileSystem>(
                 folders.push((path, depth + 1));
                 continue;
             }
-            let len = volume.metadata(format!("/{path}")).map_err(|e| anyhow!("looking at `{path}`: {e}"))?.len();
+            // As the listing has it: looking for each path again would take the square of the names in a folder.
+            let len = entry.metadata().len();
             if want(&path) && len <= limit {
                 let content = volume.read(format!("/{path}")).map_err(|e| anyhow!("reading `{path}`: {e}"))?;
                 bytes.insert(path.clone(), content);

@@ -151,7 +151,8 @@ impl<'a> Images<'a> {
         for digest in order {
             let named = names.remove(digest).unwrap_or_default();
             let shown = named.first().cloned().unwrap_or_else(|| digest.to_owned());
-            let image = self.image(digest, DEEPEST).with_context(|| format!("reading image {shown}"))?;
+            let image =
+                self.image(digest, DEEPEST, &mut BTreeSet::new()).with_context(|| format!("reading image {shown}"))?;
             images.push(match image {
                 Ok(image) => Ok(Image { names: named.into_iter().collect(), ..image }),
                 Err(platforms) => Err(self.wrong_platform(&shown, &platforms)),
@@ -164,8 +165,9 @@ impl<'a> Images<'a> {
         format!("image {name} is for {found}, not for linux/{}", goarch(self.architecture))
     }
 
-    /// The image behind a digest; or, if there is none for our platform, what there is.
-    fn image(&self, digest: &str, depth: usize) -> Result<Result<Image, String>> {
+    /// The image behind a digest; or, if there is none for our platform, what there is. `seen` are digests that need not be looked
+    /// at again: a few small indices, each of which lists the next one many times, would be read for ever.
+    fn image(&self, digest: &str, depth: usize, seen: &mut BTreeSet<String>) -> Result<Result<Image, String>> {
         let (own, content) = self.blob(digest)?;
         self.verify(&own, &content)?;
         let either: ManifestOrIndex = self.json(&content, digest)?;
@@ -177,7 +179,9 @@ impl<'a> Images<'a> {
             for entry in &either.manifests {
                 let platform = entry.platform.as_ref();
                 // BuildKit lists attestations as images for an unknown machine.
-                if platform.is_some_and(|platform| platform.architecture == "unknown") {
+                if platform.is_some_and(|platform| platform.architecture == "unknown")
+                    || !seen.insert(entry.digest.clone())
+                {
                     continue;
                 }
                 let ours = platform.is_none_or(|platform| self.is_ours(&platform.os, &platform.architecture));
@@ -186,7 +190,7 @@ impl<'a> Images<'a> {
                     others.extend(platform.map(|platform| format!("{}/{}", platform.os, platform.architecture)));
                     continue;
                 }
-                match self.image(&entry.digest, depth - 1)? {
+                match self.image(&entry.digest, depth - 1, seen)? {
                     Ok(image) => return Ok(Ok(image)),
                     Err(found) => drop(others.insert(found)),
                 }
@@ -245,8 +249,9 @@ impl<'a> Images<'a> {
             content.cloned().with_context(|| Failure::verification(format!("{path} is not in the archive")))
         };
         let config_content = there(config)?;
-        let bytes = config_content.read(self.store)?;
+        // Bounds what is read.
         let parsed: Config = self.json(&config_content, config)?;
+        let bytes = config_content.read(self.store)?;
         if !self.is_ours(&parsed.os, &parsed.architecture) {
             return Ok(Err(format!("{}/{}", parsed.os, parsed.architecture)));
         }
@@ -383,6 +388,17 @@ struct DockerImage {
     config: String,
     repo_tags: Option<Vec<String>>,
     layers: Vec<String>,
+}
+
+/// For tests/fuzz: reads images of these files.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(store: &Store, files: FileTree) {
+    for architecture in [Architecture::Amd64, Architecture::Loong64] {
+        let images = Images { store, files: files.clone(), architecture };
+        for image in images.read().into_iter().flatten() {
+            assert!(image.blobs.contains_key(&image.manifest.digest), "{image:?}");
+        }
+    }
 }
 
 #[cfg(test)]

@@ -165,3 +165,15 @@ fn an_index_that_lists_itself_ends() {
     let error = read(&blobs.finish(json!({ "manifests": [{ "digest": digest }] }))).unwrap_err();
     assert!(format!("{error:#}").contains("nested too deeply"), "{error:#}");
 }
+
+#[test]
+fn indices_that_list_the_next_one_many_times_end() {
+    let mut blobs = Blobs::default();
+    let mut digest = blobs.image("amd64", "x");
+    for _ in 0..DEEPEST {
+        let entries = vec![json!({ "digest": digest }); 1000];
+        digest = blobs.add(json!({ "manifests": entries }).to_string().into_bytes());
+    }
+    let error = read(&blobs.finish(json!({ "manifests": [{ "digest": digest }] }))).unwrap_err();
+    assert!(format!("{error:#}").contains("is for linux/amd64, not for linux/loong64"), "{error:#}");
+}

@@ -16,7 +16,7 @@ use profiles::node::Architecture;
 use serde::{Deserialize, Serialize};
 
 use super::deb::archive::{Archive, ArchiveEntry, ArchiveKind, decompress};
-use super::deb::names::{Names, Rules, What};
+use super::deb::names::{LONGEST_PATH, Names, Rules, What};
 use super::deb::openpgp::Keyring;
 use crate::error::Failure;
 use crate::store::{Digest, Store, step_key};
@@ -26,9 +26,6 @@ const STEP_VERSION: u32 = 1;
 
 /// A header is some hundred KiB even for a kernel's package.
 const LARGEST_HEADER: u64 = 64 << 20;
-
-/// No path is longer (PATH_MAX of linux/limits.h).
-const LONGEST_PATH: u64 = 4096;
 
 /// A package's files, and who owns them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,7 +93,7 @@ fn number(bytes: &[u8]) -> u64 {
 }
 
 impl Header {
-    fn read(file: &mut File) -> Result<Self> {
+    fn read(file: &mut impl Read) -> Result<Self> {
         let mut intro = [0; 16];
         file.read_exact(&mut intro).map_err(broken)?;
         if intro[..4] != [0x8e, 0xad, 0xe8, 0x01] {
@@ -163,9 +160,13 @@ impl Header {
         if names.len() != indexes.len() {
             return Err(broken("its list of files is torn"));
         }
+        // Many files may share one folder, whose name comes once in the header and in each of their paths.
+        let mut left = LARGEST_HEADER as usize;
         let path = |(name, index): (&&str, &u64)| {
             let folder = usize::try_from(*index).ok().and_then(|index| folders.get(index));
             let folder = folder.ok_or_else(|| broken("a file without a folder"))?;
+            let len = left.checked_sub(folder.len() + name.len()).filter(|_| folder.len() + name.len() <= LONGEST_PATH);
+            left = len.ok_or_else(|| broken("its paths are longer than any package's"))?;
             Ok(format!("{}{name}", folder.trim_start_matches('/')))
         };
         names.iter().zip(&indexes).map(path).collect()
@@ -173,14 +174,17 @@ impl Header {
 }
 
 /// An open package, before its payload.
-struct Opened {
-    file: File,
+struct Opened<F> {
+    file: F,
     signatures: Header,
     header: Header,
 }
 
-fn open(store: &Store, object: &Digest) -> Result<Opened> {
-    let mut file = store.open_object(object)?;
+fn open(store: &Store, object: &Digest) -> Result<Opened<File>> {
+    read_headers(store.open_object(object)?)
+}
+
+fn read_headers<F: Read + Seek>(mut file: F) -> Result<Opened<F>> {
     let mut lead = [0; 96];
     file.read_exact(&mut lead).map_err(broken)?;
     if lead[..4] != [0xed, 0xab, 0xee, 0xdb] {
@@ -328,8 +332,13 @@ pub fn unpack(store: &Store, object: &Digest, architecture: Architecture) -> Res
 }
 
 /// Copies a newc cpio archive into the store and lists its entries.
-fn index(store: &Store, mut stream: impl Read) -> Result<Archive> {
+fn index(store: &Store, stream: impl Read) -> Result<Archive> {
     let mut writer = store.writer()?;
+    let entries = entries(stream, &mut writer)?;
+    Ok(Archive { tar: writer.commit(None)?.0, entries })
+}
+
+fn entries(mut stream: impl Read, mut writer: impl Write) -> Result<Vec<ArchiveEntry>> {
     let mut names = Names::new(Rules::Package);
     let mut entries: Vec<ArchiveEntry> = Vec::new();
     // Of a file with several names, all but the last come without content: device and inode, and places in `entries`.
@@ -346,7 +355,7 @@ fn index(store: &Store, mut stream: impl Read) -> Result<Archive> {
         };
         let (inode, mode, links, mtime, size) = (field(0)?, field(1)?, field(4)?, field(5)?, field(6)?);
         let (device, name_len) = ((field(7)?, field(8)?), field(11)?);
-        if name_len == 0 || name_len > LONGEST_PATH {
+        if name_len == 0 || name_len > LONGEST_PATH as u64 {
             return Err(broken("a path of no sensible length"));
         }
         let name = take(&mut stream, &mut writer, &mut at, name_len)?;
@@ -362,7 +371,7 @@ fn index(store: &Store, mut stream: impl Read) -> Result<Archive> {
             0o040_000 => ArchiveKind::Dir,
             0o100_000 => ArchiveKind::File { offset, len: size },
             0o120_000 => {
-                if size > LONGEST_PATH {
+                if size > LONGEST_PATH as u64 {
                     return Err(broken("a link of no sensible length"));
                 }
                 let target = take(&mut stream, &mut writer, &mut at, size)?;
@@ -416,7 +425,7 @@ fn index(store: &Store, mut stream: impl Read) -> Result<Archive> {
     }
     // Decompressors check their sums at the end.
     std::io::copy(&mut stream, &mut std::io::sink()).context("reading the end of a payload")?;
-    Ok(Archive { tar: writer.commit(None)?.0, entries })
+    Ok(entries)
 }
 
 /// Reads exactly `len` bytes and copies them.
@@ -435,6 +444,24 @@ fn take(stream: &mut impl Read, writer: &mut impl Write, at: &mut u64, len: u64)
 fn pad(stream: &mut impl Read, writer: &mut impl Write, at: &mut u64) -> Result<()> {
     let len = at.next_multiple_of(4) - *at;
     take(stream, writer, at, len).map(drop)
+}
+
+/// For tests/fuzz: reads `data` as a package, without a store.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    let Ok(Opened { file, signatures, header }) = read_headers(std::io::Cursor::new(data)) else { return };
+    for tag in tag::OF_HEADER.into_iter().chain(tag::OF_ALL) {
+        signatures.binary(tag);
+    }
+    for tag in [tag::NAME, tag::FILE_USER, tag::FILE_CAPS, tag::PAYLOAD_DIGEST] {
+        let _ = header.strings(tag);
+    }
+    let _ = header.paths();
+    if let Ok(payload) = decompress(file)
+        && let Ok(entries) = entries(payload.take(4 << 20), std::io::sink())
+    {
+        entries.iter().for_each(super::deb::archive::fuzz::check);
+    }
 }
 
 #[cfg(test)]

@@ -129,6 +129,16 @@ fn files_with_names_owners_and_links() {
     assert_eq!(tree.get("var/lib/haproxy").unwrap().mode, 0o700);
 }
 
+/// A package with so many files in one folder.
+fn with_files(folder: &str, count: usize) -> Vec<u8> {
+    let mut values = about("noarch", b"");
+    values.retain(|(tag, ..)| ![tag::DIR_NAMES, tag::BASE_NAMES, tag::DIR_INDEXES].contains(tag));
+    values.push(strings(tag::DIR_NAMES, &[folder]));
+    values.push(strings(tag::BASE_NAMES, &vec!["a"; count]));
+    values.push(numbers(tag::DIR_INDEXES, &vec![0; count]));
+    rpm(&[], &header(&values), b"")
+}
+
 #[test]
 fn what_is_no_package_for_the_machine_is_refused() {
     let (_dir, store) = store();
@@ -149,6 +159,9 @@ fn what_is_no_package_for_the_machine_is_refused() {
         (rpm(&[], &header(&about("noarch")), &climbing), "leads out of the archive"),
         (rpm(&[], &header(&about("noarch")), &device), "`dev/null` is neither a file"),
         (b"!<arch>\n".to_vec(), "it is no RPM package"),
+        // A header of some KiB, whose paths would have gigabytes.
+        (with_files(&"x/".repeat(2000), 20_000), "its paths are longer than any package's"),
+        (with_files(&"x/".repeat(2049), 1), "its paths are longer than any package's"),
     ] {
         let error = format!("{:#}", unpacked(&store, &bytes).unwrap_err());
         assert!(error.contains(problem), "{error}");

@@ -351,6 +351,16 @@ fn literal(out: &mut String, text: &str, depth: usize) {
     }
 }
 
+/// For tests/fuzz: what is read as a document can be written, and is read as the same then.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(text: &str) {
+    if let Ok(Some(root)) = parse(text)
+        && let Ok(written) = write(&root)
+    {
+        assert_eq!(parse(&written).ok().flatten().as_ref(), Some(&root), "{written}");
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

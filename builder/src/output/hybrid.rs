@@ -24,7 +24,7 @@ use crate::image::zst;
 use crate::inputs::deb::archive::{ArchiveKind, decompress, each_entry};
 use crate::store::Digest;
 
-/// Of an index, which has a line or two for each node, and of a list of checksums, which has one for each file.
+/// Of an index, which has a line or two for each node, and of a list of checksums, which has one for each file: of each, and of all.
 const TEXT_LIMIT: u64 = 64 << 20;
 /// Nobody reads more than this of a list of problems.
 const MOST_PROBLEMS: usize = 10;
@@ -180,6 +180,8 @@ struct Found {
     files: BTreeMap<String, Digest>,
     /// What indices and lists of checksums say.
     texts: BTreeMap<String, Vec<u8>>,
+    /// Bytes of them.
+    text_bytes: u64,
 }
 
 impl Found {
@@ -189,7 +191,8 @@ impl Found {
             ArchiveKind::File { len, .. } => {
                 let name = path.rsplit('/').next().unwrap_or_default();
                 if name == bundle::INDEX || name.starts_with(SUMS) {
-                    ensure!(*len <= TEXT_LIMIT, "{path} has {len} bytes, more than any");
+                    self.text_bytes = self.text_bytes.saturating_add(*len);
+                    ensure!(self.text_bytes <= TEXT_LIMIT, "{path} has {len} bytes, with others more than any");
                     let mut text = Vec::new();
                     content.read_to_end(&mut text).with_context(|| format!("reading {path}"))?;
                     let digest = Digest::of(&text);
@@ -278,6 +281,15 @@ fn understand(text: &[u8]) -> Result<BTreeMap<String, Digest>> {
         entry.with_context(|| format!("line {} is no checksum of a file", number + 1))
     };
     text.lines().enumerate().map(line).collect()
+}
+
+/// For tests/fuzz: reads a tar archive as half a bundle.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(tar: &[u8]) {
+    let mut found = Found::default();
+    if each_entry(tar, |entry, content| found.add(&entry.path, &entry.kind, content)).is_ok() {
+        let _ = found.check();
+    }
 }
 
 #[cfg(test)]

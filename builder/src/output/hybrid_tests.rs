@@ -239,3 +239,12 @@ fn what_is_no_bundle_or_a_damaged_one_is_refused() {
     assert!(text.contains("/nowhere: it cannot be opened") && text.contains("/neither: it cannot be opened"), "{text}");
     assert_eq!(kind, ErrorKind::User);
 }
+
+#[test]
+fn all_lists_together_are_bounded() {
+    let mut found = Found::default();
+    let list = |len| ArchiveKind::File { offset: 0, len };
+    found.add("lab/SHA256SUMS.a", &list(TEXT_LIMIT), &mut io::empty()).unwrap();
+    let error = found.add("lab/SHA256SUMS.b", &list(1), &mut io::empty()).unwrap_err();
+    assert!(error.to_string().contains("with others more than any"), "{error}");
+}

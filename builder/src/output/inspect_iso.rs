@@ -98,7 +98,7 @@ fn look_at(path: &Path) -> Result<IsoInspection> {
         .context("reading its EFI system partition")?;
     let text = |(path, bytes): (String, Vec<u8>)| (path, String::from_utf8_lossy(&bytes).into_owned());
     let nodes = index.nodes.into_iter().map(|node| Installable {
-        written: node.pieces.iter().map(|piece| piece.len).sum(),
+        written: node.pieces.iter().fold(0, |sum: u64, piece| sum.saturating_add(piece.len)),
         name: node.name,
         disk_size: node.disk_size,
         machine: node.machine,

@@ -21,9 +21,10 @@ use super::sums::{is_list, is_list_name, parse as parse_sums, signature_of};
 use crate::error::Failure;
 use crate::image::iso9660;
 use crate::image::squashfs::read::{NodeKind, Reader};
+use crate::inputs::deb::archive::{ArchiveKind, each_entry};
 use crate::store::Digest;
 
-/// Longest list that is read: some 500 000 files.
+/// Longest list that is read, and most of all lists of a bundle: some 500 000 files.
 const SUMS_MAX: u64 = 64 << 20;
 /// Largest index of a medium that is read, as `inspect` has it.
 const INDEX_MAX: u64 = 64 << 20;
@@ -270,42 +271,46 @@ fn read_text(file: Result<impl Read, String>, limit: u64) -> Result<String, Stri
 
 // ---- Bundles ----
 
-/// Reads the archive once, from beginning to end; zstd compares its own checksum on the way.
-fn read_bundle(file: File, key: Option<&PublicKey>, out: &mut Verified) -> Result<()> {
+/// Reads the archive once, from beginning to end, whatever comes after its last entry included; zstd compares its own checksum on
+/// the way.
+fn read_bundle(file: impl Read, key: Option<&PublicKey>, out: &mut Verified) -> Result<()> {
     let decoder = zstd::stream::read::Decoder::new(file).context("decompressing it")?;
-    let mut archive = tar::Archive::new(decoder);
     let mut found: BTreeMap<String, Digest> = BTreeMap::new();
     let mut lists: BTreeMap<String, String> = BTreeMap::new();
     let mut signatures: BTreeMap<String, Result<String, String>> = BTreeMap::new();
-    for entry in archive.entries().context("reading the archive")? {
-        let mut entry = entry.context("reading the archive")?;
-        let path = below_top(&entry.path().context("reading a path of the archive")?)?;
-        let kind = entry.header().entry_type();
+    let mut list_bytes = 0;
+    each_entry(decoder, |entry, content| {
+        let path = below_top(&entry.path).to_owned();
         if found.len() > FILES_MAX {
             bail!("the archive has more than {FILES_MAX} files");
         }
-        if kind.is_file() && is_list(&path) {
-            let text = read_text(Ok(&mut entry), SUMS_MAX).map_err(|why| anyhow::anyhow!("{path}: {why}"))?;
-            lists.insert(path, text);
-        } else if kind.is_file() && path.strip_suffix(SUFFIX).is_some_and(is_list) {
-            signatures.insert(path, read_text(Ok(&mut entry), SIGNATURE_MAX));
-        } else if kind.is_file() {
-            let digest = digest(&mut entry).map_err(|why| anyhow::anyhow!("{path}: {why}"))?;
-            if found.insert(path.clone(), digest).is_some() {
-                out.problems.push(format!("{path}: is there twice"));
+        match entry.kind {
+            ArchiveKind::Dir => {}
+            ArchiveKind::File { .. } if is_list(&path) => {
+                let text = read_text(Ok(content), SUMS_MAX).map_err(|why| anyhow::anyhow!("{path}: {why}"))?;
+                list_bytes += text.len() as u64;
+                if list_bytes > SUMS_MAX {
+                    bail!("its lists of checksums have more than {} MiB", SUMS_MAX >> 20);
+                }
+                lists.insert(path, text);
             }
-        } else if kind.is_hard_link() {
-            let target = entry.link_name().context("reading a link of the archive")?.context("a link to nothing")?;
-            match found.get(&below_top(&target)?).copied() {
+            ArchiveKind::File { .. } if path.strip_suffix(SUFFIX).is_some_and(is_list) => {
+                signatures.insert(path, read_text(Ok(content), SIGNATURE_MAX));
+            }
+            ArchiveKind::File { .. } => {
+                let digest = digest(&mut &mut *content).map_err(|why| anyhow::anyhow!("{path}: {why}"))?;
+                if found.insert(path.clone(), digest).is_some() {
+                    out.problems.push(format!("{path}: is there twice"));
+                }
+            }
+            ArchiveKind::HardLink(target) => match found.get(below_top(&target)).copied() {
                 Some(digest) => drop(found.insert(path, digest)),
                 None => out.problems.push(format!("{path}: is a link to what is not before it")),
-            }
-        } else if !kind.is_dir() {
-            out.problems.push(format!("{path}: is neither a file nor a folder"));
+            },
+            _ => out.problems.push(format!("{path}: is neither a file nor a folder")),
         }
-    }
-    // Whatever comes after the archive belongs to the frame, too, and its checksum.
-    io::copy(&mut archive.into_inner(), &mut io::sink()).context("decompressing it")?;
+        Ok(())
+    })?;
     if lists.is_empty() {
         bail!("it holds no list of checksums ({SUMS}): no bundle of ours");
     }
@@ -327,10 +332,8 @@ fn read_bundle(file: File, key: Option<&PublicKey>, out: &mut Verified) -> Resul
 }
 
 /// A path of a bundle below its one top folder.
-fn below_top(path: &Path) -> Result<String> {
-    let path = path.to_str().with_context(|| format!("a path is not UTF-8: {}", path.display()))?;
-    let path = path.trim_start_matches("./").trim_end_matches('/');
-    Ok(path.split_once('/').map_or("", |(_, rest)| rest).to_owned())
+fn below_top(path: &str) -> &str {
+    path.split_once('/').map_or("", |(_, rest)| rest)
 }
 
 // ---- Images ----
@@ -462,5 +465,17 @@ impl Write for Hashing {
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// For tests/fuzz: reads a tar archive as a bundle, and a list of checksums.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    if let Ok(packed) = zstd::encode_all(data, -7) {
+        Verified::of("a bundle", |out| read_bundle(&packed[..], out));
+    }
+    for path in std::str::from_utf8(data).iter().filter_map(|text| parse_sums(text).ok()).flat_map(BTreeMap::into_keys)
+    {
+        assert!(Path::new(&path).components().all(|part| matches!(part, Component::Normal(_))), "{path}");
     }
 }

@@ -119,6 +119,7 @@ fn a_bundle_is_what_its_list_says() {
         ("echo x > top/extra", "extra: is in no list of checksums"),
         ("ln -s install top/link", "link: is neither a file nor a folder"),
         ("rm top/SHA256SUMS.amd64", "holds no list of checksums"),
+        ("for n in a b; do truncate -s 40M top/SHA256SUMS.$n; done", "its lists of checksums have more than 64 MiB"),
     ] {
         has_one_problem(&bundle(dir.path(), script), wanted);
     }

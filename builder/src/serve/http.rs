@@ -281,6 +281,20 @@ fn refuse(stream: &mut TcpStream, status: &str, keep: bool) -> io::Result<()> {
     stream.write_all(head.as_bytes())
 }
 
+/// For tests/fuzz: reads what comes over a connection as a request, as it may come in two pieces.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let _ = parse(&bytes[..bytes.len() / 2]);
+    if let Ok(Some((request, used))) = parse(bytes) {
+        assert!(used <= bytes.len() && request.path.starts_with('/'), "{request:?}");
+        for len in [0, 1, 1 << 40] {
+            if let Asked::Part(from, to) = asked(request.range.as_deref().unwrap_or_default(), len) {
+                assert!(from < to && to <= len, "{from}..{to} of {len}");
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {

@@ -142,6 +142,20 @@ fn destination(from: SocketAddr, port: u16) -> SocketAddr {
     }
 }
 
+/// For tests/fuzz: answers a packet.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(packet: &[u8]) {
+    let Some(request) = Request::parse(packet) else { return };
+    let boot_files = BTreeMap::from([(Firmware::Amd64, "snponly.efi".to_owned())]);
+    let proxy = Proxy { server: Ipv4Addr::new(10, 0, 0, 1), http_port: 80, boot_files };
+    for port in [super::DHCP, super::PROXY] {
+        if let Answer::Reply(reply, _) = proxy.answer(&request, port) {
+            // An answer to a broadcast must not be many times the question.
+            assert!(reply.len() <= 1500 && Request::parse(&reply).is_none(), "{}", reply.len());
+        }
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {

@@ -152,6 +152,10 @@ impl Terms {
         let mut terms = Self { block: BLOCK, window: 1, timeout: TIMEOUT, accepted: Vec::new() };
         for (option, value) in &request.options {
             let Ok(number) = value.parse::<u64>() else { continue };
+            // Each may come once (RFC 2347): an answer is not to grow with what is repeated.
+            if terms.accepted.iter().any(|(accepted, _)| accepted == option) {
+                continue;
+            }
             let accepted = match (option.as_str(), number) {
                 ("blksize", 8..=65_464) => {
                     terms.block = BLOCK_MAX.min(number as usize);
@@ -331,6 +335,15 @@ fn send(wire: &mut Wire, terms: &Terms, found: &Found) -> Result<End> {
     Ok(End::Whole)
 }
 
+/// For tests/fuzz: reads a packet as a request.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(packet: &[u8]) {
+    let Ok(request) = Request::parse(packet) else { return };
+    let terms = Terms::agree(&request, 1 << 40);
+    assert!((8..=BLOCK_MAX).contains(&terms.block) && (1..=WINDOW_MAX).contains(&terms.window), "{terms:?}");
+    assert!(terms.accepted.len() <= 4, "{terms:?}");
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -460,6 +473,8 @@ mod tests {
         assert_eq!(terms.accepted, pairs.map(|(option, value)| (option.to_owned(), value.to_owned())));
         let terms = agreed(&[("blksize", "7"), ("timeout", "0"), ("windowsize", "0"), ("tsize", "x")]);
         assert_eq!((terms.block, terms.window, terms.accepted), (512, 1, vec![]));
+        let terms = agreed(&[("blksize", "1000"), ("blksize", "8"), ("BLKSIZE", "9")]);
+        assert_eq!((terms.block, terms.accepted.len()), (1000, 1), "what comes again is no option");
     }
 
     #[test]

@@ -114,6 +114,16 @@ fn block(out: &mut String, profiles: &[Profile], kind: &str, block: &str, unatte
     }
 }
 
+/// For tests/fuzz: a template and a profile.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &str) {
+    if let Ok(profile) = parse(text) {
+        for (_, kind, unattended) in FILES {
+            render(text, std::slice::from_ref(&profile), kind, unattended);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::proptest;

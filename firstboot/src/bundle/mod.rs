@@ -173,3 +173,9 @@ fn without_block(text: &str) -> Option<String> {
     let end = begin + lines[begin..].iter().position(|line| line.trim_end() == END)?;
     Some([&lines[..begin], &lines[end + 1..]].concat().concat())
 }
+
+/// For tests/fuzz.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &[u8]) {
+    media::fuzz(text);
+}

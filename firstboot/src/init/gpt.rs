@@ -2,16 +2,22 @@
 //! The partition table: reading it, and growing the last partition to the end of the disk.
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 
 use anyhow::{Context, Result, ensure};
-use gptman::{GPT, GPTPartitionEntry};
+use gptman::{GPTHeader, GPTPartitionEntry};
 
 /// Name of the partition that grows.
 pub const DATA: &str = "data";
 /// Less than this is no growth: images end at an alignment boundary, disks do not.
 const LEAST_GAIN: u64 = 4 << 20;
 const ALIGNMENT: u64 = 1 << 20;
+/// Sizes of sectors that disks have.
+const SECTORS: [u64; 2] = [512, 4096];
+/// The one size of an entry that Linux reads, too (`block/partitions/efi.c`), though UEFI allows others.
+const ENTRY_SIZE: u32 = 128;
+/// Most entries of a table. Every tool writes 128.
+const MOST_ENTRIES: u32 = 4096;
 
 /// One partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,20 +41,62 @@ pub struct Table {
     pub partitions: Vec<Partition>,
 }
 
+/// A header with its entries, as they are on a disk with sectors of this size.
+struct Found {
+    header: GPTHeader,
+    entries: Vec<GPTPartitionEntry>,
+    sector: u64,
+}
+
+impl Found {
+    /// The entries that are partitions, with their numbers from 1.
+    fn used(&self) -> impl Iterator<Item = (u32, &GPTPartitionEntry)> {
+        (1..).zip(&self.entries).filter(|(_, entry)| entry.is_used())
+    }
+}
+
+/// The table of a disk: the first one that is valid, by the size of sectors, and the backup after the primary.
+///
+/// Not by gptman's own `GPT::find_from`: that takes memory for as many entries as a header claims, and panics where entries are
+/// of another size, or no partition has a place. A stranger's stick must not end the initramfs.
+fn find(disk: &mut (impl Read + Seek)) -> Result<Found> {
+    let length = disk.seek(SeekFrom::End(0)).context("measuring the disk")?;
+    let mut first = None;
+    for sector in SECTORS {
+        let sectors = length / sector;
+        for lba in [1, sectors.saturating_sub(1)] {
+            match read_at(disk, lba, sector, sectors) {
+                Ok(found) => return Ok(found),
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+    }
+    Err(first.context("a disk without sectors")?)
+}
+
+fn read_at(disk: &mut (impl Read + Seek), lba: u64, sector: u64, sectors: u64) -> Result<Found> {
+    disk.seek(SeekFrom::Start(lba * sector)).context("seeking to a partition table")?;
+    let header = GPTHeader::read_from(disk)?;
+    ensure!(header.primary_lba == lba, "the partition table says that it lies elsewhere");
+    let (count, size) = (header.number_of_partition_entries, header.size_of_partition_entry);
+    ensure!(
+        size == ENTRY_SIZE && count <= MOST_ENTRIES && header.partition_entry_lba < sectors,
+        "a partition table of {count} entries of {size} bytes cannot be read"
+    );
+    let entries = header.read_partitions(disk, sector)?;
+    Ok(Found { header, entries, sector })
+}
+
 /// Reads the table of a disk; `None` if it has none.
-pub fn read(disk: &mut File) -> Option<Table> {
-    let gpt = GPT::find_from(disk).ok()?;
-    let partitions = gpt
-        .iter()
-        .filter(|(_, entry)| entry.is_used())
-        .map(|(number, entry)| Partition {
-            number,
-            name: entry.partition_name.as_str().to_owned(),
-            guid: guid_text(entry.unique_partition_guid),
-            size: (entry.ending_lba + 1).saturating_sub(entry.starting_lba) * gpt.sector_size,
-        })
-        .collect();
-    Some(Table { guid: guid_text(gpt.header.disk_guid), partitions })
+pub fn read(disk: &mut (impl Read + Seek)) -> Option<Table> {
+    let found = find(disk).ok()?;
+    let partition = |(number, entry): (u32, &GPTPartitionEntry)| Partition {
+        number,
+        name: entry.partition_name.as_str().to_owned(),
+        guid: guid_text(entry.unique_partition_guid),
+        size: entry.ending_lba.saturating_add(1).saturating_sub(entry.starting_lba).saturating_mul(found.sector),
+    };
+    Some(Table { guid: guid_text(found.header.disk_guid), partitions: found.used().map(partition).collect() })
 }
 
 /// Grows the partition `data` to the end of the disk; says by how many bytes, 0 if the disk was full already, and then
@@ -57,38 +105,38 @@ pub fn read(disk: &mut File) -> Option<Table> {
 /// The backup goes to the new end and to the disk before the primary changes: after a power cut in between, the kernel
 /// and firmware find a valid table either at the beginning or at the very end.
 pub fn grow_data(disk: &mut File) -> Result<u64> {
-    let mut gpt = GPT::find_from(disk).context("reading the partition table")?;
-    let sector = gpt.sector_size;
+    let mut found = find(disk).context("reading the partition table")?;
+    let sector = found.sector;
     let length = disk.seek(SeekFrom::End(0)).context("measuring the disk")?;
-    let from_backup = gpt.header.primary_lba != 1;
-    let number = gpt.iter().find(|(_, entry)| entry.is_used() && entry.partition_name.as_str() == DATA);
+    let from_backup = found.header.primary_lba != 1;
+    let number = found.used().find(|(_, entry)| entry.partition_name.as_str() == DATA);
     let (number, old) =
-        number.map(|(number, entry)| (number, entry.clone())).context("finding the partition `data`")?;
-    let last = gpt.iter().filter(|(_, entry)| entry.is_used()).map(|(_, entry)| entry.ending_lba).max();
-    ensure!(last == Some(old.ending_lba), "the partition `data` is not the last one on the disk");
+        number.map(|(number, entry)| (number, entry.ending_lba)).context("finding the partition `data`")?;
+    let last = found.used().map(|(_, entry)| entry.ending_lba).max();
+    ensure!(last == Some(old), "the partition `data` is not the last one on the disk");
 
     // One header sector and the entries stay free at the end for the backup.
-    let entries = u64::from(gpt.header.number_of_partition_entries) * u64::from(gpt.header.size_of_partition_entry);
+    let entries = u64::from(found.header.number_of_partition_entries) * u64::from(ENTRY_SIZE);
     let last_usable = (length / sector).checked_sub(entries.div_ceil(sector) + 2).context("the disk is too small")?;
     let per_alignment = ALIGNMENT / sector;
-    let ending = (last_usable + 1) / per_alignment * per_alignment - 1;
-    let gain = ending.saturating_sub(old.ending_lba) * sector;
+    let ending = (last_usable + 1) / per_alignment * per_alignment;
+    let ending = ending.checked_sub(1).context("the disk is too small")?;
+    let gain = ending.saturating_sub(old) * sector;
     if gain < LEAST_GAIN && !from_backup {
         return Ok(0);
     }
     let grown = gain >= LEAST_GAIN;
     if grown {
-        gpt[number].ending_lba = ending;
+        found.entries[number as usize - 1].ending_lba = ending;
     }
     if grown || from_backup {
-        write(disk, gpt, length / sector, last_usable)?;
+        write(disk, &found, length / sector, last_usable)?;
     }
     Ok(if grown { gain } else { 0 })
 }
 
-fn write(disk: &mut File, gpt: GPT, sectors: u64, last_usable: u64) -> Result<()> {
-    let partitions: Vec<GPTPartitionEntry> = gpt.iter().map(|(_, entry)| entry.clone()).collect();
-    let mut primary = gpt.header.clone();
+fn write(disk: &mut File, table: &Found, sectors: u64, last_usable: u64) -> Result<()> {
+    let mut primary = table.header.clone();
     primary.primary_lba = 1;
     primary.backup_lba = sectors - 1;
     primary.partition_entry_lba = 2;
@@ -99,7 +147,7 @@ fn write(disk: &mut File, gpt: GPT, sectors: u64, last_usable: u64) -> Result<()
     backup.partition_entry_lba = last_usable + 1;
     for (header, what) in [(&mut backup, "backup"), (&mut primary, "primary")] {
         header
-            .write_into(disk, gpt.sector_size, &partitions)
+            .write_into(disk, table.sector, &table.entries)
             .with_context(|| format!("writing the {what} partition table"))?;
         disk.sync_all().with_context(|| format!("syncing the {what} partition table"))?;
     }
@@ -121,6 +169,7 @@ pub fn guid_text(bytes: [u8; 16]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
     use std::path::Path;
     use std::process::Command;
 
@@ -218,6 +267,42 @@ mod tests {
         sgdisk(&["-c", "1:data", "-c", "2:other"], &path);
         file.set_len(200 << 20).unwrap();
         assert!(grow_data(&mut file).unwrap_err().to_string().contains("not the last"));
+    }
+
+    /// A disk of 1 MiB whose table has one partition, after `change` of its header, and the place of that partition.
+    fn strange(place: u64, change: impl Fn(&mut GPTHeader)) -> Cursor<Vec<u8>> {
+        let mut disk = Cursor::new(vec![0; 1 << 20]);
+        let mut gpt = gptman::GPT::new_from(&mut disk, 512, [1; 16]).unwrap();
+        gpt.header.number_of_partition_entries = 4;
+        let mut entries: Vec<GPTPartitionEntry> = gpt.iter().map(|(_, entry)| entry.clone()).collect();
+        entries.truncate(4);
+        entries[0].partition_type_guid = [2; 16];
+        (entries[0].starting_lba, entries[0].ending_lba) = (place, place);
+        gpt.header.write_into(&mut disk, 512, &entries).unwrap();
+        // With a checksum that is right, as anybody can make it.
+        change(&mut gpt.header);
+        gpt.header.update_crc32_checksum();
+        let crc = gpt.header.crc32_checksum;
+        let bytes = disk.get_mut();
+        bytes[512 + 16..][..4].copy_from_slice(&crc.to_le_bytes());
+        bytes[512 + 24..][..8].copy_from_slice(&gpt.header.primary_lba.to_le_bytes());
+        bytes[512 + 72..][..8].copy_from_slice(&gpt.header.partition_entry_lba.to_le_bytes());
+        bytes[512 + 80..][..4].copy_from_slice(&gpt.header.number_of_partition_entries.to_le_bytes());
+        bytes[512 + 84..][..4].copy_from_slice(&gpt.header.size_of_partition_entry.to_le_bytes());
+        disk
+    }
+
+    #[test]
+    fn tables_that_gptman_does_not_bear_are_none() {
+        assert_eq!(read(&mut strange(100, |_| {})).unwrap().partitions.len(), 1);
+        // As many entries as there is no memory for; entries of a size that UEFI allows; a place nowhere.
+        assert_eq!(read(&mut strange(100, |header| header.number_of_partition_entries = u32::MAX)), None);
+        assert_eq!(read(&mut strange(100, |header| header.size_of_partition_entry = 256)), None);
+        assert_eq!(read(&mut strange(100, |header| header.partition_entry_lba = u64::MAX)), None);
+        assert_eq!(read(&mut strange(100, |header| header.primary_lba = 2)), None);
+        // A partition that begins nowhere, and one that ends nowhere.
+        assert_eq!(read(&mut strange(0, |_| {})).unwrap().partitions.len(), 1);
+        assert_eq!(read(&mut strange(u64::MAX, |_| {})).unwrap().partitions[0].size, 0);
     }
 
     #[test]

@@ -167,6 +167,20 @@ pub fn same_wwn(a: &str, b: &str) -> bool {
     same(&plain(a), &plain(b))
 }
 
+/// For tests/fuzz.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(page: &[u8]) {
+    let serial = unit_serial(page);
+    let ata = ata(page).map(|ata| format!("{} {}", ata.model, ata.serial));
+    let text = String::from_utf8_lossy(page).into_owned();
+    for name in [serial, ata, Some(text)].into_iter().flatten() {
+        // Names are of what udev lets through, and making a name of one changes nothing.
+        let made = squash(&name);
+        assert!(!made.contains(['/', ' ', '\0']) && squash(&made) == made && same(&name, &made), "{name:?}");
+        same_wwn(&name, &made);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -120,6 +120,13 @@ impl State {
     }
 }
 
+/// For tests/fuzz.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(first: &[u8], last: &[u8]) {
+    name(first, last);
+    Marker::read(first);
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::Command;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 
@@ -17,6 +18,11 @@ use super::format::{
 const DEPTH_MAX: usize = 2048;
 /// Longest symbolic link target (`PATH_MAX` of Linux).
 const TARGET_MAX: usize = 4096;
+/// Longest extended attribute, and the most that all names of an inode's may have (`XATTR_SIZE_MAX` and `XATTR_LIST_MAX` of Linux).
+const XATTR_MAX: usize = 65_536;
+/// An entry of a table takes at least this many bytes of the image, with what it leads to: a fragment block is a zstd frame, and
+/// an attribute has a name and a value.
+const TABLE_ENTRY_MIN: u64 = 8;
 
 /// What an inode is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +51,9 @@ pub struct FileData {
     start: u64,
     fragment: u32,
     offset: u32,
-    sizes: Vec<u32>,
+    /// How many blocks it has, and where their sizes are: a word each, read when they are needed.
+    blocks: u64,
+    words: Cursor,
 }
 
 /// One inode.
@@ -88,7 +96,7 @@ pub struct Reader<R> {
 }
 
 /// A position in a table of metadata blocks.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Cursor {
     block: u64,
     offset: usize,
@@ -104,6 +112,11 @@ impl<R: Read + Seek> Reader<R> {
         source.seek(SeekFrom::Start(base)).context("seeking to the squashfs superblock")?;
         source.read_exact(&mut bytes).context("reading the squashfs superblock")?;
         let superblock = Superblock::decode(&bytes)?;
+        // What follows is bounded by the image's size: it must not be a claim.
+        let there = source.seek(SeekFrom::End(0)).context("measuring the squashfs image")?.saturating_sub(base);
+        if superblock.bytes_used > there {
+            bail!("the squashfs image is cut short: {there} bytes of {}", superblock.bytes_used);
+        }
         let mut reader = Self {
             source,
             base,
@@ -124,6 +137,7 @@ impl<R: Read + Seek> Reader<R> {
         let ids = self.table(block.id_table, u64::from(block.ids) * 4)?;
         self.ids = ids.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id)).collect();
         if block.fragments > 0 {
+            self.check_count(block.fragments, "fragment blocks")?;
             let bytes = self.table(block.fragment_table, u64::from(block.fragments) * 16)?;
             let mut fields = Fields::new(&bytes);
             for _ in 0..block.fragments {
@@ -136,12 +150,21 @@ impl<R: Read + Seek> Reader<R> {
             let mut fields = Fields::new(&header);
             self.xattr_values = fields.u64()?;
             let count = fields.u32()?;
+            self.check_count(count, "sets of extended attributes")?;
             let ids = self.table(block.xattr_table.saturating_add(16), u64::from(count) * 16)?;
             let mut fields = Fields::new(&ids);
             for _ in 0..count {
                 self.xattr_ids.push((fields.u64()?, fields.u32()?));
                 fields.u32()?;
             }
+        }
+        Ok(())
+    }
+
+    /// Fails for a table with more entries than the image can have.
+    fn check_count(&self, count: u32, what: &str) -> Result<()> {
+        if u64::from(count) > self.superblock.bytes_used / TABLE_ENTRY_MIN {
+            bail!("the squashfs image claims {count} {what}");
         }
         Ok(())
     }
@@ -279,12 +302,7 @@ impl<R: Read + Seek> Reader<R> {
         if count > self.superblock.bytes_used.saturating_mul(4096) {
             bail!("a file claims {count} blocks");
         }
-        let mut sizes = Vec::new();
-        for _ in 0..count {
-            let word = self.take(at, 4)?;
-            sizes.push(Fields::new(&word).u32()?);
-        }
-        Ok((NodeKind::File(FileData { len, start, fragment, offset, sizes }), links, xattr))
+        Ok((NodeKind::File(FileData { len, start, fragment, offset, blocks: count, words: *at }), links, xattr))
     }
 
     fn other_inode(&mut self, at: &mut Cursor, basic: u16, extended: bool) -> Result<(NodeKind, u32, u32)> {
@@ -316,6 +334,7 @@ impl<R: Read + Seek> Reader<R> {
         let (reference, count) =
             *self.xattr_ids.get(number as usize).context("extended attributes outside of their table")?;
         let mut at = self.cursor(self.xattr_values, reference);
+        let mut total = 0;
         for _ in 0..count {
             let head = self.take(&mut at, 4)?;
             let mut fields = Fields::new(&head);
@@ -329,6 +348,11 @@ impl<R: Read + Seek> Reader<R> {
                 let mut elsewhere = self.cursor(self.xattr_values, reference);
                 value = self.value(&mut elsewhere)?;
             }
+            // Many attributes may share one value that lies elsewhere.
+            total += name.len() + value.len();
+            if total > 2 * XATTR_MAX {
+                bail!("an inode has more than {} bytes of extended attributes", 2 * XATTR_MAX);
+            }
             out.insert(format!("{prefix}{}", String::from_utf8_lossy(&name)), value);
         }
         Ok(out)
@@ -336,19 +360,16 @@ impl<R: Read + Seek> Reader<R> {
 
     fn value(&mut self, at: &mut Cursor) -> Result<Vec<u8>> {
         let len = self.take(at, 4)?;
-        let len = Fields::new(&len).u32()?;
-        // XATTR_SIZE_MAX of Linux.
-        if len > 65536 {
+        let len = Fields::new(&len).u32()? as usize;
+        if len > XATTR_MAX {
             bail!("an extended attribute has {len} bytes");
         }
-        self.take(at, len as usize)
+        self.take(at, len)
     }
 
-    /// Names in a directory with their inodes, in the order of the image.
-    ///
-    /// # Errors
-    /// Not a directory, a damaged image, or failing I/O.
-    pub fn entries(&mut self, dir: &Node) -> Result<Vec<(String, Node)>> {
+    /// Names in a directory with the references of their inodes, in the order of the image. Most of them are never read: a
+    /// small image may have many names for a large inode.
+    fn entries(&mut self, dir: &Node) -> Result<Vec<(String, u64)>> {
         if dir.kind != NodeKind::Dir {
             bail!("not a directory");
         }
@@ -378,10 +399,18 @@ impl<R: Read + Seek> Reader<R> {
                     bail!("a directory has an entry named {name:?}");
                 }
                 found.push((name, u64::from(start) << 16 | u64::from(offset)));
+                if found.len() as u64 > self.most_names() {
+                    bail!("a directory has far more names than the image has inodes");
+                }
                 left = left.checked_sub(8 + len as u32).context("a directory ends in an entry")?;
             }
         }
-        found.into_iter().map(|(name, reference)| Ok((name, self.node(reference)?))).collect()
+        Ok(found)
+    }
+
+    /// More names than this are no image's: names are compressed, but no two in a directory are the same.
+    fn most_names(&self) -> u64 {
+        u64::from(self.superblock.inodes).saturating_mul(64).min(self.superblock.bytes_used).saturating_add(64)
     }
 
     /// Visits everything below the root, parents first, with clean relative paths; the root is the empty path.
@@ -389,22 +418,21 @@ impl<R: Read + Seek> Reader<R> {
     /// # Errors
     /// What `visit` returns, a damaged image (a directory inside itself too), or failing I/O.
     pub fn walk(&mut self, visit: &mut impl FnMut(&mut Self, &str, &Node) -> Result<()>) -> Result<()> {
-        let root = self.root()?;
-        let mut budget =
-            u64::from(self.superblock.inodes).min(self.superblock.bytes_used).saturating_mul(64).saturating_add(64);
-        let mut stack = vec![(String::new(), root, 0)];
-        while let Some((path, node, depth)) = stack.pop() {
-            budget = budget.checked_sub(1).context("the image has far more names than inodes")?;
+        let mut left = self.most_names();
+        // The folder that a name is in, the name, where its inode is, and how deep.
+        let mut stack: Vec<(Rc<str>, String, u64, usize)> = vec![("".into(), String::new(), self.superblock.root, 0)];
+        while let Some((folder, name, reference, depth)) = stack.pop() {
+            let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+            let node = self.node(reference).with_context(|| format!("reading the inode of `{path}`"))?;
             visit(self, &path, &node)?;
             if node.kind == NodeKind::Dir {
-                if depth >= DEPTH_MAX {
+                if depth >= DEPTH_MAX || path.len() > TARGET_MAX {
                     bail!("directories are nested more than {DEPTH_MAX} deep");
                 }
                 let entries = self.entries(&node).with_context(|| format!("reading directory `{path}`"))?;
-                for (name, child) in entries.into_iter().rev() {
-                    let path = if path.is_empty() { name } else { format!("{path}/{name}") };
-                    stack.push((path, child, depth + 1));
-                }
+                left = left.checked_sub(entries.len() as u64).context("the image has far more names than inodes")?;
+                let folder: Rc<str> = path.into();
+                stack.extend(entries.into_iter().rev().map(|(name, at)| (folder.clone(), name, at, depth + 1)));
             }
         }
         Ok(())
@@ -421,7 +449,7 @@ impl<R: Read + Seek> Reader<R> {
                 return Ok(None);
             }
             match self.entries(&node)?.into_iter().find(|(name, _)| name == part) {
-                Some((_, child)) => node = child,
+                Some((_, reference)) => node = self.node(reference)?,
                 None => return Ok(None),
             }
         }
@@ -448,9 +476,12 @@ impl<R: Read + Seek> Reader<R> {
     pub fn copy(&mut self, file: &FileData, out: &mut impl Write) -> Result<()> {
         let block = u64::from(self.superblock.block_size);
         let (mut left, mut at) = (file.len, file.start);
-        for word in &file.sizes {
+        let mut words = file.words;
+        for _ in 0..file.blocks {
+            let word = self.take(&mut words, 4)?;
+            let word = Fields::new(&word).u32()?;
             let want = usize::try_from(block.min(left))?;
-            let bytes = if *word == 0 { vec![0; want] } else { self.block(at, *word)? };
+            let bytes = if word == 0 { vec![0; want] } else { self.block(at, word)? };
             if bytes.len() != want {
                 bail!("a block has {} bytes, expected {want}", bytes.len());
             }

@@ -5,6 +5,7 @@ use std::io::Cursor;
 
 use proptest::prelude::*;
 
+use super::format::{SUPER_SIZE, Superblock};
 use super::read::{NodeKind, Reader};
 use super::*;
 use crate::image::testing::{store, text, tool, tool_ok};
@@ -127,6 +128,30 @@ fn what_is_written_is_read() {
     let tool = number(&mut reader, "bin/tool");
     assert_eq!((tool.links, tool.number), (3, number(&mut reader, "a-first").number));
     assert_eq!(number(&mut reader, "many.d").links, 3002);
+}
+
+#[test]
+fn claims_beyond_the_image_are_refused() {
+    let (_dir, store) = store();
+    let good = image(&sample(), &store, &options());
+    let superblock = Superblock::decode(&good).unwrap();
+    let problem = |change: &dyn Fn(&mut Superblock)| {
+        let (mut changed, mut bytes) = (superblock.clone(), good.clone());
+        change(&mut changed);
+        bytes[..SUPER_SIZE].copy_from_slice(&changed.encode());
+        let mut reader = match Reader::open(Cursor::new(bytes), 0) {
+            Ok(reader) => reader,
+            Err(error) => return format!("{error:#}"),
+        };
+        format!("{:#}", reader.walk(&mut |_, _, _| Ok(())).unwrap_err())
+    };
+    let refused = |change: &dyn Fn(&mut Superblock), part: &str| {
+        let found = problem(change);
+        assert!(found.contains(part), "`{part}` wanted: {found}");
+    };
+    refused(&|block| block.bytes_used = u64::MAX, "cut short");
+    refused(&|block| block.fragments = u32::MAX, "claims 4294967295 fragment blocks");
+    refused(&|block| block.inodes = 1, "far more names than");
 }
 
 #[test]

@@ -9,11 +9,11 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom, Take, Write};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::names::{Names, Rules, What, clean};
+use super::names::{LONGEST_PATH, Names, Rules, What};
 use super::pax::Extra;
 use crate::error::Failure;
 use crate::store::{Digest, Store, step_key};
@@ -23,6 +23,12 @@ const STEP_VERSION: u32 = 1;
 
 /// How much memory an xz stream may ask for, in KiB. `xz -9` asks for 65 MiB.
 const XZ_MEMORY_KIB: u32 = 256 << 10;
+
+/// The longest control files are those that provide hundreds of packages: some 100 KiB.
+const LARGEST_CONTROL: u64 = 4 << 20;
+
+/// Most entries of an archive: a whole system has some 500 000.
+const MOST_ENTRIES: usize = 1 << 22;
 
 /// A decompressed tar archive in the store, and what is where in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,21 +155,25 @@ pub fn unpack_layer(store: &Store, reader: impl Read + Send) -> Result<Archive> 
 
 /// The control file of the package `deb`: field to value; continuation lines are joined with line ends.
 pub fn control(store: &Store, deb: &Digest) -> Result<BTreeMap<String, String>> {
-    let member = member(store.open_object(deb)?, "control.tar")?;
-    let mut tar = tar::Archive::new(decompress(member)?);
-    for entry in tar.entries().context("reading control.tar")? {
-        let mut entry = entry.context("reading control.tar")?;
-        if clean(&entry.path_bytes())? == "control" {
+    control_of(store.open_object(deb)?)
+}
+
+/// [`control`] of an open package.
+fn control_of(deb: impl Read + Seek + Send) -> Result<BTreeMap<String, String>> {
+    let member = member(deb, "control.tar")?;
+    let mut found = None;
+    each_entry(decompress(member)?, |entry, content| {
+        if entry.path == "control" && found.is_none() {
             let mut text = String::new();
-            entry.read_to_string(&mut text).context("reading the control file")?;
-            let mut fields = BTreeMap::new();
-            for (name, value) in super::control::fields(&text) {
-                fields.insert(name.to_owned(), value.into_owned());
-            }
-            return Ok(fields);
+            content.take(LARGEST_CONTROL + 1).read_to_string(&mut text).context("reading the control file")?;
+            ensure!(text.len() as u64 <= LARGEST_CONTROL, "the control file has more than {LARGEST_CONTROL} bytes");
+            let fields = super::control::fields(&text);
+            found = Some(fields.map(|(name, value)| (name.to_owned(), value.into_owned())).collect());
         }
-    }
-    bail!("control.tar has no control file")
+        Ok(())
+    })
+    .context("reading control.tar")?;
+    found.context("control.tar has no control file")
 }
 
 /// One field of the control file of the package `deb`.
@@ -200,14 +210,15 @@ fn entries_of(
     let mut extra = Extra::default();
     // Raw: the crate's own handling of pax records takes a line end inside a value, as binary attributes may have, for
     // the end of the record.
-    for entry in tar.entries().context("reading a tar archive")?.raw(true) {
+    for (number, entry) in tar.entries().context("reading a tar archive")?.raw(true).enumerate() {
+        ensure!(number < MOST_ENTRIES, "the archive has more than {MOST_ENTRIES} entries");
         let mut entry = entry.context("reading a tar archive")?;
         if extra.read(&mut entry)? {
             continue;
         }
         let extra = std::mem::take(&mut extra);
         let path = extra.path.clone().unwrap_or_else(|| entry.path_bytes().into_owned());
-        let about = || format!("reading member `{}`", String::from_utf8_lossy(&path));
+        let about = || format!("reading member `{}`", String::from_utf8_lossy(&path[..path.len().min(LONGEST_PATH)]));
         let read = read_entry(&entry, &path, extra, &mut names).with_context(about)?;
         visit(read, &mut entry)?;
     }
@@ -337,6 +348,50 @@ pub(crate) fn decompress<'a>(mut reader: impl Read + Send + 'a) -> Result<Box<dy
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
         _ => Box::new(reader),
     })
+}
+
+/// For tests/fuzz: packages and archives without a store.
+#[cfg(fuzzing)]
+pub(crate) mod fuzz {
+    use super::*;
+
+    /// Decompressed bytes that are read: enough for every structure, too few to wait for.
+    const LIMIT: u64 = 4 << 20;
+
+    /// Reads `data` as a package.
+    pub(crate) fn package(data: &[u8]) {
+        let _ = control_of(Cursor::new(data));
+        if let Ok(member) = member(Cursor::new(data), "data.tar")
+            && let Ok(stream) = decompress(member)
+        {
+            archive(stream, Rules::Package);
+        }
+    }
+
+    /// Reads `data` as an archive by the stricter and the looser rules; gives what the looser ones find.
+    pub(crate) fn archives(data: &[u8]) -> Option<Archive> {
+        archive(decompress(data).ok()?, Rules::Package);
+        archive(decompress(data).ok()?, Rules::System)
+    }
+
+    fn archive(stream: impl Read, rules: Rules) -> Option<Archive> {
+        let mut entries = Vec::new();
+        let whole = entries_of(stream.take(LIMIT), rules, |entry, _| {
+            check(&entry);
+            entries.push(entry);
+            Ok(())
+        });
+        whole.ok().map(|()| Archive { tar: Digest::of(b""), entries })
+    }
+
+    /// Whatever the bytes: no path leads out of the root.
+    pub(crate) fn check(entry: &ArchiveEntry) {
+        let clean = |path: &str| path.split('/').all(|part| !matches!(part, "" | "." | "..")) && !path.contains('\0');
+        assert!(entry.path.is_empty() || clean(&entry.path), "{entry:?}");
+        if let ArchiveKind::HardLink(target) = &entry.kind {
+            assert!(target.is_empty() || clean(target), "{entry:?}");
+        }
+    }
 }
 
 #[cfg(test)]

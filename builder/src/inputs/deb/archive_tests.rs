@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use tar::EntryType as T;
 
 use super::super::fixtures::{deb, entry, gzip, xz};
+use super::super::names::clean;
 use super::*;
 use crate::error::{self, ErrorKind};
 
@@ -188,6 +189,25 @@ fn control_fields() {
     assert_eq!(control_field(&store, &digest, "Version").unwrap().as_deref(), Some("1-1"));
     assert_eq!(control_field(&store, &digest, "Description").unwrap().as_deref(), Some("a\ntest"));
     assert_eq!(control_field(&store, &digest, "Depends").unwrap(), None);
+}
+
+#[test]
+fn a_control_file_without_end_is_refused() {
+    let control = format!("Package: a\nDescription: {}\n", "x".repeat(LARGEST_CONTROL as usize));
+    let error = format!("{:#}", control_of(Cursor::new(deb(&control, "data.tar", &good()))).unwrap_err());
+    assert!(error.contains("the control file has more than"), "{error}");
+}
+
+#[test]
+fn paths_that_cost_more_than_they_are_worth_are_refused() {
+    clean("a/".repeat(100).as_bytes()).unwrap();
+    clean("x".repeat(4096).as_bytes()).unwrap();
+    // A megabyte in a pax header would be half a million folders, each with the path that leads to it.
+    for path in ["a/".repeat(500_000), "a/".repeat(129), "x".repeat(4097)] {
+        let error = clean(path.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("longer or deeper than any path") && error.len() < 200, "{error}");
+    }
+    assert!(Names::new(Rules::System).symlink_target("a", "x/".repeat(3000).as_bytes()).is_err());
 }
 
 #[test]

@@ -8,6 +8,12 @@ use anyhow::{Context, Result};
 
 use crate::error::Failure;
 
+/// No path is longer (PATH_MAX of linux/limits.h).
+pub(crate) const LONGEST_PATH: usize = 4096;
+/// Most names in a path; the deepest of Debian's packages have some thirty. Every folder that a path leads through is kept as a
+/// path of its own, so that without this bound a path would cost the square of its length.
+const DEEPEST: usize = 128;
+
 /// What is at a path, as far as the safety of other paths depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum What {
@@ -55,6 +61,10 @@ pub(crate) fn clean(raw: &[u8]) -> Result<String> {
     }
     if text.contains('\0') {
         return Err(unsafe_path(text, "contains a NUL byte"));
+    }
+    if text.len() > LONGEST_PATH || text.split('/').count() > DEEPEST {
+        let start: String = text.chars().take(60).collect();
+        return Err(unsafe_path(&format!("{start}…"), "is longer or deeper than any path"));
     }
     let mut out = String::with_capacity(text.len());
     for part in text.split('/') {
@@ -127,7 +137,7 @@ impl Names {
     /// root is that of the image.
     pub(crate) fn symlink_target(&self, path: &str, raw: &[u8]) -> Result<String> {
         let target = std::str::from_utf8(raw).context("the target of a symbolic link is not UTF-8")?;
-        if target.is_empty() || target.contains('\0') {
+        if target.is_empty() || target.len() > LONGEST_PATH || target.contains('\0') {
             return Err(unsafe_path(path, "is a symbolic link without a valid target"));
         }
         let mut depth = if target.starts_with('/') { 0 } else { path.matches('/').count() };

@@ -272,5 +272,19 @@ fn all_of(
         .hint(format!("write names as `dnf --repofrompath=x,{url} --repo=x list` shows them, with `=VERSION` at most")))
 }
 
+/// For tests/fuzz: reads `data` as either document of a repository.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    if let Ok(primary) = index::repomd(data) {
+        assert!(!primary.path.starts_with('/') && !primary.path.split('/').any(|part| part == ".."), "{primary:?}");
+    }
+    let _ = index::packages(data, |package| {
+        if let Ok(file) = package.file() {
+            assert!(!file.path.starts_with('/') && !file.path.split('/').any(|part| part == ".."), "{file:?}");
+        }
+        Ok(())
+    });
+}
+
 #[cfg(test)]
 mod tests;

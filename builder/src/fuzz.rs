@@ -6,7 +6,7 @@
 use crate::inputs::{deb, image_archive, rpm, rpm_repository};
 use crate::store::Store;
 use crate::tree::{FileTree, layers, system};
-use crate::{assemble, lock, output, serve, tree};
+use crate::{lock, output, serve, tree};
 
 /// A package of Debian's.
 pub fn package(data: &[u8]) {
@@ -53,7 +53,7 @@ pub fn lock_text(text: &str) {
 
 /// A Kubernetes manifest that is changed.
 pub fn manifest(text: &str) {
-    assemble::calico::fuzz(text);
+    crate::manifest::fuzz(text);
 }
 
 /// A template of PAM's and a profile.

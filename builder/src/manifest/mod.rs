@@ -212,6 +212,14 @@ fn has_marker(line: &str) -> bool {
     line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace))
 }
 
+/// For tests/fuzz: reads a manifest, document by document.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &str) {
+    for (_, document) in split(text) {
+        tree::fuzz(document);
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -51,7 +51,8 @@ fn difference(a: &Path, b: &Path) -> Option<String> {
         second.read_exact_at(&mut right[..n], at).unwrap();
         if left[..n] != right[..n] {
             let offset = at + left.iter().zip(&right).position(|(l, r)| l != r).unwrap() as u64;
-            let parts = if a.extension().is_some_and(|extension| extension == "img") { partitions(a) } else { Vec::new() };
+            let parts =
+                if a.extension().is_some_and(|extension| extension == "img") { partitions(a) } else { Vec::new() };
             let found = parts.into_iter().find(|p| (p.offset..p.offset + p.len).contains(&offset));
             return Some(match found {
                 Some(p) => format!("at byte {} of partition {}", offset - p.offset, p.name),

@@ -56,7 +56,8 @@ fn booted_import_is_twice_as_fast_as_that_of_archives() {
     let import = "begin=$(date +%s.%N); for archive in /var/lib/archives/*.tar; do ctr -a /run/second/sock -n k8s.io images import $archive > /dev/null || exit 1; done; \
                   sync -f /var/lib/second; echo took $(date +%s.%N) $begin";
     let took = vm.until(import, IMPORT, |done| done.status == 0);
-    let times: Vec<f64> = took.trim().trim_start_matches("took ").split(' ').map(|time| time.parse().unwrap()).collect();
+    let times: Vec<f64> =
+        took.trim().trim_start_matches("took ").split(' ').map(|time| time.parse().unwrap()).collect();
     let theirs = times[0] - times[1];
     let listed = vm.output("ctr -a /run/second/sock -n k8s.io images ls -q", COMMAND);
     assert!(names.iter().all(|name| listed.lines().any(|line| line.trim() == *name)), "{listed}");

@@ -148,7 +148,8 @@ fn image(dir: &Path, name: &str, descriptor: &Descriptor) -> Result<Image> {
 /// The blob of a descriptor, which must be there. Its size is that of the file.
 fn blob(dir: &Path, descriptor: &Descriptor) -> Result<Blob> {
     let digest = &descriptor.digest;
-    let hex = digest.strip_prefix("sha256:").filter(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()));
+    let hex =
+        digest.strip_prefix("sha256:").filter(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()));
     let sha256 = hex.with_context(|| format!("{digest} is no sha256"))?.to_owned();
     let path = blob_path(dir, &sha256);
     let size = fs::metadata(&path).with_context(|| format!("reading {}", path.display()))?.len();

@@ -286,7 +286,11 @@ mod tests {
                     let names = table.borrow().keys().map(|name| format!("{name}\n")).collect();
                     return Output { stdout: names, ..Output::default() };
                 }
-                let rows = table.borrow().iter().map(|(name, digest)| format!("{name} type {digest} 1 MiB linux/amd64 -\n")).collect::<String>();
+                let rows = table
+                    .borrow()
+                    .iter()
+                    .map(|(name, digest)| format!("{name} type {digest} 1 MiB linux/amd64 -\n"))
+                    .collect::<String>();
                 Output { stdout: format!("REF TYPE DIGEST SIZE PLATFORMS LABELS\n{rows}"), ..Output::default() }
             });
             let (images, left, root) = (self.images.clone(), self.pulls.clone(), lab.root());
@@ -294,7 +298,13 @@ mod tests {
                 let name = line.rsplit(' ').next().unwrap();
                 // It finds the registry as containerd does, and believes it.
                 let hosts = fs::read_to_string(root.join("run/imgbuild/images/_default/hosts.toml")).unwrap();
-                let address = hosts.lines().next().unwrap().trim_start_matches("server = \"http://").trim_end_matches('"').to_owned();
+                let address = hosts
+                    .lines()
+                    .next()
+                    .unwrap()
+                    .trim_start_matches("server = \"http://")
+                    .trim_end_matches('"')
+                    .to_owned();
                 let (repository, tag) = name.split_once('/').unwrap().1.rsplit_once(':').unwrap();
                 let host = name.split('/').next().unwrap();
                 let head = ask(&address, &format!("HEAD /v2/{repository}/manifests/{tag}?ns={host}")).0;
@@ -358,7 +368,9 @@ mod tests {
         containerd.images.borrow_mut().remove(NAMES[1]);
         converge(&lab.cx(), &[Box::new(Images)]).unwrap();
         assert_eq!(pulled(&lab), [NAMES[1]]);
-        assert!(lab.console_lines().iter().any(|line| line.contains("containerd has lost k8s.gcr.io/kube-proxy:v1.20.2")));
+        assert!(
+            lab.console_lines().iter().any(|line| line.contains("containerd has lost k8s.gcr.io/kube-proxy:v1.20.2"))
+        );
     }
 
     #[test]

@@ -64,7 +64,7 @@ fn all<'a>(bench: &'a Bench<'_>) -> Result<Vec<(&'a str, Image)>> {
 pub(super) fn offered(bench: &Bench<'_>) -> Result<Vec<Offered>> {
     let mut offered = Vec::new();
     for from in &bench.sources.vendor.images {
-        let input = bench.cluster.image_archives().find(|input| input.path == from.path).map(|input| &input.name);
+        let input = bench.cluster.image_archives().find(|input| input.from.place() == from.path).map(|input| &input.name);
         let named = names(bench, from).with_context(|| format!("reading the image archive {}", from.path))?;
         for (names, manifest) in named {
             offered.extend(names.into_iter().map(|name| {

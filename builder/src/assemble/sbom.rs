@@ -352,7 +352,7 @@ impl<'a> Writer<'a> {
         match item.kind {
             ItemKind::Deb => Ok(self.deb(input, item, part, place)),
             ItemKind::Rpm => self.package(input, item, part, place),
-            ItemKind::Source | ItemKind::File => {
+            ItemKind::Source | ItemKind::File | ItemKind::Url => {
                 let mut component = origin(input, item, part, place);
                 component.kind = Kind::File;
                 component.name = item.path.rsplit('/').next().unwrap_or(&item.path).to_owned();

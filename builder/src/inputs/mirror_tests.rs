@@ -165,7 +165,7 @@ fn what_a_host_has_is_taken_from_where_the_person_says() {
         "http://debian.example".to_owned(),
         "dl.k8s.io=http://127.0.0.1:8000/dl.k8s.io/".to_owned(),
         "Registry.example:5000=https://near.example".to_owned(),
-        "dl.k8s.io=file:/srv/k8s".to_owned(),
+        "dl.k8s.io=file:///srv/k8s".to_owned(),
     ];
     let mut mirrors = Mirrors::discover(&overrides, Path::new("/nonexistent"), none).unwrap();
     assert_eq!(

@@ -421,7 +421,8 @@ fn say_needs(name: &str, needs: &Needs) {
 
 /// Whether locking goes on to the next input, so that all of their problems are said at once.
 fn can_be_one_of_many(request: &Request, failure: &Failure) -> bool {
-    let is_contradiction = matches!(request, Request::Url(_) | Request::Oci(_)) && failure.kind == ErrorKind::Verification;
+    let is_contradiction =
+        matches!(request, Request::Url(_) | Request::Oci(_)) && failure.kind == ErrorKind::Verification;
     failure.kind == ErrorKind::User || is_contradiction
 }
 

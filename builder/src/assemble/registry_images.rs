@@ -210,8 +210,8 @@ mod tests {
             ("k8s.io/x:9", &x),
             ("lab.io/y:1", &manifest),
             ("k8s.io/y:9", &manifest),
-            (&by_manifest, &manifest),
-            (&asked_for, &index),
+            (by_manifest.as_str(), &manifest),
+            (asked_for.as_str(), &index),
         ]
         .map(|(name, digest): (&str, &String)| (name, digest.as_str()))
         .into();

@@ -207,8 +207,8 @@ pub struct Options {
     #[arg(long, global = true, value_name = "DIR", env = "IMGBUILD_STORE")]
     pub store: Option<PathBuf>,
     /// Debian mirror: a URL for all suites, or SUITE=URL; may be given several times [default: this host's own apt
-    /// sources]. INPUT=URL for an input of kind "rpm-repository", HOST=URL for what the cluster file names on a host
-    /// [default: there]
+    /// sources]. INPUT=URL for an input of kind "rpm-repository", HOST=URL for what the cluster file names on a host, and for
+    /// a registry of container images [default: there]
     #[arg(long, global = true, value_name = "URL", env = "IMGBUILD_MIRROR", value_delimiter = ' ')]
     pub mirror: Vec<String>,
     /// Open no network connection; what the store lacks is an error

@@ -57,16 +57,17 @@ pub struct LockedInput {
 pub struct LockedItem {
     /// What kind of file it is.
     pub kind: ItemKind,
-    /// Name of the package, or of the input.
+    /// Name of the package, or of the input; of an image the full reference that the cluster file has.
     pub name: String,
-    /// Its version.
+    /// Its version; of an image the tag.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
     /// Its architecture: Debian's name, or `all`; of an RPM package rpm's name, or `noarch`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub architecture: String,
-    /// The archive whose root `path` is relative to: `debian`, `debian-security`, or the name of the input that is a
-    /// repository. Without one, `path` is relative to the cluster file.
+    /// The archive whose root `path` is relative to: `debian`, `debian-security`, the name of the input that is a
+    /// repository, or the registry of an image as its reference has it. Without one, `path` is relative to the cluster
+    /// file.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub archive: String,
     /// Relative path; or the address, of a file that the cluster file names by one.
@@ -91,6 +92,8 @@ pub enum ItemKind {
     File,
     /// A file at an address.
     Url,
+    /// A blob of a container image: an index, a manifest, a configuration or a layer.
+    Oci,
 }
 
 impl LockedItem {
@@ -104,6 +107,11 @@ impl LockedItem {
             }
             ItemKind::File => format!("file {}", self.path),
             ItemKind::Url => self.path.clone(),
+            ItemKind::Oci => {
+                let mut parts = self.path.rsplit('/');
+                let (digest, folder) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+                format!("{} {digest} of image {}", if folder == "manifests" { "manifest" } else { "blob" }, self.name)
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod medium;
 pub mod node;
 mod objects;
 mod profile;
+pub mod reference;
 pub mod render;
 pub mod schema;
 mod sections;

@@ -301,6 +301,8 @@ pub enum Input {
     RpmRepository(RpmRepositoryInput),
     /// `kind = "image-archive"`: container images in an archive.
     ImageArchive(ImageArchiveInput),
+    /// `kind = "oci"`: container images of a registry.
+    Oci(OciInput),
 }
 
 /// A Debian archive.
@@ -473,6 +475,28 @@ pub struct FileOrigin {
     pub checksums: Vec<String>,
 }
 
+/// Container images of registries. `imgbuild lock` finds out what each reference stands for, and locks the digests of
+/// index, manifest, configuration and layers for `[os] architecture`. Credentials are those of `docker login`
+/// (docs/registry.md).
+///
+/// TOML: `[[input]]` with `kind = "oci"`
+#[derive(Debug, Clone, PartialEq)]
+pub struct OciInput {
+    /// Required. Name of the input, unique.
+    pub name: String,
+    /// Required. Full references, each with a tag, a digest, or both, of which the digest counts:
+    /// `["docker.io/calico/node:v3.29.1"]`. `--mirror docker.io=URL` asks another registry for those of `docker.io`; a
+    /// registry without TLS is named so, too: `--mirror lab:5000=http://lab:5000`.
+    pub images: Vec<String>,
+    /// Optional, default none. Further names of images: the name somebody will ask for, and the one in `images`:
+    /// `{ "docker.io/calico/cni:v3.26.1" = "lcr.loongnix.cn/calico/cni:3.26.1" }`.
+    pub names: BTreeMap<String, String>,
+    /// Optional, default none. Path, relative to the cluster file, of a PEM file with certificates of authorities that
+    /// sign for these registries, besides those that this machine trusts. It is read when they are asked, and is not
+    /// locked.
+    pub ca: Option<String>,
+}
+
 /// A container image assembled by imgbuild.
 ///
 /// TOML: `[[image]]`
@@ -635,6 +659,7 @@ impl Input {
             Self::Rpm(input) => &input.name,
             Self::RpmRepository(input) => &input.name,
             Self::ImageArchive(input) => &input.name,
+            Self::Oci(input) => &input.name,
         }
     }
 }
@@ -716,5 +741,10 @@ impl Cluster {
     /// The archives of container images, in the file's order.
     pub fn image_archives(&self) -> impl Iterator<Item = &ImageArchiveInput> {
         self.input.iter().filter_map(|input| if let Input::ImageArchive(images) = input { Some(images) } else { None })
+    }
+
+    /// The container images of registries, in the file's order.
+    pub fn ocis(&self) -> impl Iterator<Item = &OciInput> {
+        self.input.iter().filter_map(|input| if let Input::Oci(images) = input { Some(images) } else { None })
     }
 }

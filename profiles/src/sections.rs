@@ -16,8 +16,8 @@ use crate::schema::{
     Architecture, CalicoSection, Cluster, ClusterDns, ClusterSection, ContainerdSection, DebInput, DiskSection,
     Distribution, Encapsulation, EncryptionAlgorithm, EtcdSection, FileInput, FileOrigin, Image, ImageArchiveInput,
     Input, InstallDisk, InstallSection, KubernetesSection, LoadBalancerSection, NetworkPlugin, NetworkSection,
-    NodeSection, OsSection, PayloadSection, ProxyMode, Role, RootfsInput, RpmInput, RpmRepositoryInput, RpmSigned,
-    SourceInput, TarInput,
+    NodeSection, OciInput, OsSection, PayloadSection, ProxyMode, Role, RootfsInput, RpmInput, RpmRepositoryInput,
+    RpmSigned, SourceInput, TarInput,
 };
 use crate::signing::PublicKey;
 use crate::version::Version;
@@ -201,6 +201,7 @@ fn input(t: &mut Table<'_, '_>) -> Input {
         ("rpm", Kind::Rpm),
         ("rpm-repository", Kind::RpmRepository),
         ("image-archive", Kind::ImageArchive),
+        ("oci", Kind::Oci),
     ];
     #[derive(Clone, Copy)]
     enum Kind {
@@ -212,6 +213,7 @@ fn input(t: &mut Table<'_, '_>) -> Input {
         Rpm,
         RpmRepository,
         ImageArchive,
+        Oci,
     }
     const SIGNED: &[(&str, RpmSigned)] =
         &[("packages", RpmSigned::Packages), ("index", RpmSigned::Index), ("both", RpmSigned::Both)];
@@ -272,6 +274,12 @@ fn input(t: &mut Table<'_, '_>) -> Input {
             name: t.required("name", word),
             from: origin(t),
             names: t.with_default("names", BTreeMap::new(), strings),
+        }),
+        Kind::Oci => Input::Oci(OciInput {
+            name: t.required("name", word),
+            images: t.required("images", array(word)),
+            names: t.with_default("names", BTreeMap::new(), strings),
+            ca: t.optional("ca", word),
         }),
     }
 }

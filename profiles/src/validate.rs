@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use crate::addons;
 use crate::decode::Decoder;
+use crate::reference::{self, Reference};
 use crate::schema::{
-    Cluster, DiskSection, Distribution, FileOrigin, Input, LoadBalancerSection, NetworkPlugin, ProxyMode, Role,
-    RpmInput, RpmRepositoryInput,
+    Cluster, DiskSection, Distribution, FileOrigin, Input, LoadBalancerSection, NetworkPlugin, OciInput, ProxyMode,
+    Role, RpmInput, RpmRepositoryInput,
 };
 use crate::sections::{is_clean_path, is_dns_name};
 use crate::text;
@@ -395,13 +396,63 @@ fn inputs(c: &Cluster, d: &mut Decoder) {
             Input::RpmRepository(repository) => rpm_repository(c, d, index, repository),
             Input::ImageArchive(images) => {
                 archive(d, index, &images.from);
-                for name in images.names.keys().filter(|name| tag(name).is_none()) {
-                    let what = format!("\"{name}\" is not an image reference with a tag");
-                    let key = format!("input[{index}].names.{name}");
-                    d.report(&[&key], what, "", "write it like \"docker.io/calico/node:v3.26.1\"");
-                }
+                further_names(d, index, &images.names);
             }
+            Input::Oci(images) => registry_images(d, index, images),
         }
+    }
+}
+
+/// Names that images get besides their own.
+fn further_names(d: &mut Decoder, index: usize, names: &BTreeMap<String, String>) {
+    for name in names.keys().filter(|name| tag(name).is_none()) {
+        let what = format!("\"{name}\" is not an image reference with a tag");
+        let key = format!("input[{index}].names.{name}");
+        d.report(&[&key], what, "", "write it like \"docker.io/calico/node:v3.26.1\"");
+    }
+}
+
+fn registry_images(d: &mut Decoder, index: usize, input: &OciInput) {
+    let key = |name: &str| format!("input[{index}].{name}");
+    if input.images.is_empty() {
+        let what = format!("input `{}` has no image", input.name);
+        d.report(&[&key("images")], what, "", "name images like \"docker.io/calico/node:v3.29.1\"");
+    }
+    for (at, image) in input.images.iter().enumerate() {
+        let place = format!("{}[{at}]", key("images"));
+        let full = reference::completed(image);
+        match Reference::parse(image) {
+            Err(error) if full == *image => {
+                d.report(&[&place], error.to_string(), "", "write it like \"docker.io/calico/node:v3.29.1\"");
+            }
+            Err(error) => d.report(&[&place], error.to_string(), "", format!("did you mean \"{full}\"?")),
+            // Docker Hub has it in `library/`, and a node looks for it there.
+            Ok(parts) if parts.registry == "docker.io" && !parts.repository.contains('/') => {
+                let fix = image.replacen("docker.io/", "docker.io/library/", 1);
+                let what = format!("\"{image}\" is short for another name");
+                d.report(&[&place], what, "", format!("write \"{fix}\""));
+            }
+            Ok(_) if input.images[..at].contains(image) => {
+                d.report(&[&place], format!("\"{image}\" is listed twice"), "", "keep one of them");
+            }
+            Ok(_) => {}
+        }
+    }
+    further_names(d, index, &input.names);
+    for (further, name) in &input.names {
+        let own = |image: &String| {
+            let is_name =
+                Reference::parse(image).is_ok_and(|parts| parts.names().contains(&reference::completed(name)));
+            is_name || image == name
+        };
+        if !input.images.iter().any(own) {
+            let what = format!("\"{name}\", which is to be called \"{further}\" too, is not in `images`");
+            let key = key(&format!("names.{further}"));
+            d.report(&[&key, &format!("input[{index}].images")], what, "", "add it to `images`");
+        }
+    }
+    if let Some(path) = &input.ca {
+        inside_directory(d, &key("ca"), path);
     }
 }
 

@@ -49,6 +49,30 @@ fn files_come_from_beside_the_cluster_file_or_from_an_address() {
     assert_eq!(cluster.rootfs().next().unwrap().from.place(), "inputs/kylin-server-v11-loongarch64.tar.zst");
 }
 
+/// The tenth input of [`KYLIN`].
+const IMAGES: &str = "kind = \"image-archive\"\nname = \"images\"\npath = \"inputs/images-loong64.tar.zst\"";
+
+/// Images of a registry in its place.
+fn images(images: &str, more: &str) -> String {
+    format!("kind = \"oci\"\nname = \"images\"\nimages = [{images}]\n{more}")
+}
+
+/// A reference may have a tag, a digest or both, and any of its names can be what further names stand for.
+#[test]
+fn images_of_registries_are_named_in_full() {
+    let digest = format!("sha256:{}", "0a".repeat(32));
+    let list = format!("\"lab:5000/a/b:1\", \"docker.io/calico/cni@{digest}\", \"docker.io/calico/node:v3@{digest}\"");
+    let names = format!(
+        "names = {{ \"x.io/b:2\" = \"lab:5000/a/b:1\", \"x.io/c:2\" = \"calico/cni@{digest}\", \"x.io/n:2\" = \"calico/node:v3\", \
+         \"x.io/n:3\" = \"docker.io/calico/node:v3@{digest}\" }}\nca = \"inputs/ca.pem\""
+    );
+    let text = KYLIN.replacen(IMAGES, &images(&list, &names), 1);
+    assert_ne!(text, KYLIN);
+    let cluster = Cluster::parse("cluster.toml", &text).unwrap_or_else(|report| panic!("{report}"));
+    let input = cluster.ocis().next().unwrap();
+    assert_eq!((input.images.len(), input.names.len(), input.ca.as_deref()), (3, 4, Some("inputs/ca.pem")));
+}
+
 /// What is checked of a repository, by what the file says of keys.
 #[test]
 fn a_repository_is_checked_where_there_are_keys() {
@@ -388,6 +412,27 @@ fn each_check_finds_its_mistake() {
             "url = \"https://h/images.zip?x=.tar\"",
             "input[9].url",
             "is not an archive",
+        ),
+        ("kylin", IMAGES, &images("", ""), "input[9].images", "has no image"),
+        ("kylin", IMAGES, &images("\"a.io/x\"", ""), "input[9].images[0]", "neither a tag nor a digest"),
+        ("kylin", IMAGES, &images("\"calico/node:v3\"", ""), "input[9].images[0]", "is not a full image"),
+        ("kylin", IMAGES, &images("\"docker.io/busybox:1\"", ""), "input[9].images[0]", "short for another"),
+        ("kylin", IMAGES, &images("\"a.io/x:1@sha256:0a\"", ""), "input[9].images[0]", "is not a sha256"),
+        ("kylin", IMAGES, &images("\"a.io/x:1\", \"a.io/x:1\"", ""), "input[9].images[1]", "listed twice"),
+        ("kylin", IMAGES, &images("\"a.io/x:1\"", "ca = \"../ca.pem\""), "input[9].ca", "leads out of"),
+        (
+            "kylin",
+            IMAGES,
+            &images("\"a.io/x:1\"", "names = { \"x\" = \"a.io/x:1\" }"),
+            "input[9].names.x",
+            "not an image reference with a tag",
+        ),
+        (
+            "kylin",
+            IMAGES,
+            &images("\"a.io/x:1\"", "names = { \"b.io/x:1\" = \"a.io/x:2\" }"),
+            "input[9].names.b.io/x:1",
+            "is not in `images`",
         ),
         ("kylin", "members = [\"bin\"]", "members = [\"../bin\"]", "input[5].members[0]", "not a plain path"),
         (

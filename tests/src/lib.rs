@@ -16,6 +16,7 @@ pub mod disk;
 pub mod frames;
 pub mod qemu;
 pub mod random;
+pub mod registry;
 pub mod room;
 pub mod serial;
 pub mod switch;

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Images that a user brings in archives, for the payload: under the names that will be asked for, and proven to run.
+//! Images that a user brings in archives or from registries, for the payload: under the names that will be asked for,
+//! and proven to run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
+use serde::Serialize;
 
-use super::{Bench, vendor};
+use super::{Bench, registry_images, vendor};
 use crate::error::Failure;
 use crate::image::oci::{Layout, reference};
 use crate::inputs::deb::archive::{self, ArchiveKind};
@@ -20,10 +22,14 @@ use crate::tree::Content;
 /// The images of one archive, under all their names.
 fn read(bench: &Bench<'_>, from: &vendor::ImageArchive) -> Result<Vec<Image>> {
     let archive = archive::unpack_system(bench.store, &from.object)?;
-    let mut images = Images::of(bench.store, &archive, bench.architecture())?.read()?;
+    named(Images::of(bench.store, &archive, bench.architecture())?.read()?, &from.names)
+}
+
+/// Images under all their names: to those they have, `names` adds further ones.
+pub(super) fn named(mut images: Vec<Image>, names: &BTreeMap<String, String>) -> Result<Vec<Image>> {
     let known: BTreeSet<String> = images.iter().flat_map(|image| image.names.clone()).collect();
     let mut problems = Vec::new();
-    for (further, name) in &from.names {
+    for (further, name) in names {
         let full = reference::completed(name);
         match images.iter_mut().find(|image| image.names.iter().any(|own| own == name || *own == full)) {
             Some(image) if image.names.contains(further) => {}
@@ -42,17 +48,23 @@ fn read(bench: &Bench<'_>, from: &vendor::ImageArchive) -> Result<Vec<Image>> {
         let known = if known.is_empty() { "none".to_owned() } else { Vec::from_iter(known).join(", ") };
         bail!(
             Failure::user(problems.join("\n  "))
-                .hint(format!("`names` of the input gives images further names; those in the archive are: {known}"))
+                .hint(format!("`names` of the input gives images further names; those in it are: {known}"))
         );
     }
     Ok(images)
 }
 
-fn all<'a>(bench: &'a Bench<'_>) -> Result<Vec<(&'a str, Image)>> {
+/// All images, each with what it is brought in.
+fn all(bench: &Bench<'_>) -> Result<Vec<(String, Image)>> {
     let mut all = Vec::new();
     for from in &bench.sources.vendor.images {
         let images = read(bench, from).with_context(|| format!("reading the image archive {}", from.path))?;
-        all.extend(images.into_iter().map(|image| (from.path.as_str(), image)));
+        all.extend(images.into_iter().map(|image| (from.path.clone(), image)));
+    }
+    for from in &bench.sources.vendor.registries {
+        let place = format!("input `{}`", from.input);
+        let images = registry_images::read(bench, from).with_context(|| format!("reading the images of {place}"))?;
+        all.extend(images.into_iter().map(|image| (place.clone(), image)));
     }
     Ok(all)
 }
@@ -64,26 +76,49 @@ fn all<'a>(bench: &'a Bench<'_>) -> Result<Vec<(&'a str, Image)>> {
 pub(super) fn offered(bench: &Bench<'_>) -> Result<Vec<Offered>> {
     let mut offered = Vec::new();
     for from in &bench.sources.vendor.images {
-        let input = bench.cluster.image_archives().find(|input| input.from.place() == from.path).map(|input| &input.name);
-        let named = names(bench, from).with_context(|| format!("reading the image archive {}", from.path))?;
-        for (names, manifest) in named {
-            offered.extend(names.into_iter().map(|name| {
-                let called = from.names.get(&name).cloned();
-                let from =
-                    Origin { source: from.path.clone(), input: input.cloned(), called, manifest: Some(manifest) };
-                Offered { reference: name, architecture: bench.architecture(), from }
-            }));
-        }
+        let input =
+            bench.cluster.image_archives().find(|input| input.from.place() == from.path).map(|input| &input.name);
+        let named = names(bench, from, || read(bench, from));
+        let named = named.with_context(|| format!("reading the image archive {}", from.path))?;
+        offered.extend(origins(bench, named, &from.path, input, &from.names));
+    }
+    for from in &bench.sources.vendor.registries {
+        let named = names(bench, from, || registry_images::read(bench, from));
+        let named = named.with_context(|| format!("reading the images of input `{}`", from.input))?;
+        offered.extend(origins(bench, named, "a registry", Some(&from.input), &from.names));
     }
     Ok(offered)
 }
 
-/// The names of each image of an archive, and the digest of its manifest. To verify every blob takes long, and an archive in the
-/// store does not change.
-fn names(bench: &Bench<'_>, from: &vendor::ImageArchive) -> Result<Vec<(Vec<String>, Digest)>> {
+/// Images by each of their names; `further` are names that the input adds, and what these images are called there.
+fn origins(
+    bench: &Bench<'_>,
+    named: Vec<(Vec<String>, Digest)>,
+    source: &str,
+    input: Option<&String>,
+    further: &BTreeMap<String, String>,
+) -> Vec<Offered> {
+    let mut offered = Vec::new();
+    for (names, manifest) in named {
+        offered.extend(names.into_iter().map(|name| {
+            let called = further.get(&name).cloned();
+            let from = Origin { source: source.to_owned(), input: input.cloned(), called, manifest: Some(manifest) };
+            Offered { reference: name, architecture: bench.architecture(), from }
+        }));
+    }
+    offered
+}
+
+/// The names of each image of an input, and the digest of its manifest. To verify every blob takes long, and what is in the store
+/// does not change.
+fn names(
+    bench: &Bench<'_>,
+    from: &impl Serialize,
+    read: impl FnOnce() -> Result<Vec<Image>>,
+) -> Result<Vec<(Vec<String>, Digest)>> {
     let key = step_key("image-names", 1, &(from, bench.architecture()))?;
     bench.store.cached(&key, "reading an image archive", || {
-        Ok(read(bench, from)?.into_iter().map(|image| (image.names, image.manifest.digest)).collect())
+        Ok(read()?.into_iter().map(|image| (image.names, image.manifest.digest)).collect())
     })
 }
 
@@ -106,7 +141,7 @@ pub(super) fn add(bench: &Bench<'_>, layout: &mut Layout) -> Result<()> {
         }
     }
     if !problems.is_empty() {
-        bail!(Failure::user(problems.join("\n  ")).hint("leave it out of one of the archives"));
+        bail!(Failure::user(problems.join("\n  ")).hint("leave it out of one of them"));
     }
     let mut programs = Vec::new();
     for (path, image) in &all {

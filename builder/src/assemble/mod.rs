@@ -13,6 +13,7 @@ pub mod node;
 pub mod os;
 pub mod payload;
 mod programs;
+pub mod registry_images;
 pub mod sbom;
 pub mod sources;
 #[cfg(test)]

@@ -313,6 +313,8 @@ impl<'a> Writer<'a> {
             let place = match declared {
                 // Described where its packages are, and with the programs that are made of it.
                 Input::Deb(_) | Input::Source(_) => continue,
+                // Described as images: the manifest of each says what all of it is.
+                Input::Oci(_) => continue,
                 // Keys prove packages, and no node has them.
                 Input::Rpm(rpms) if rpms.keys.contains(&item.path) => continue,
                 Input::RpmRepository(_) if item.kind == ItemKind::File => continue,
@@ -352,7 +354,7 @@ impl<'a> Writer<'a> {
         match item.kind {
             ItemKind::Deb => Ok(self.deb(input, item, part, place)),
             ItemKind::Rpm => self.package(input, item, part, place),
-            ItemKind::Source | ItemKind::File | ItemKind::Url => {
+            ItemKind::Source | ItemKind::File | ItemKind::Url | ItemKind::Oci => {
                 let mut component = origin(input, item, part, place);
                 component.kind = Kind::File;
                 component.name = item.path.rsplit('/').next().unwrap_or(&item.path).to_owned();

@@ -12,6 +12,7 @@ use profiles::schema::{LoadBalancerSection, NetworkPlugin};
 use serde::Serialize;
 
 use super::Bench;
+use super::registry_images::{self, RegistryImages};
 use super::sources::file_request;
 use crate::error::Failure;
 use crate::inputs::deb::archive::{self, Archive};
@@ -35,6 +36,9 @@ pub struct Vendor {
     pub tars: Vec<Tar>,
     /// Archives of images.
     pub images: Vec<ImageArchive>,
+    /// Images of registries.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub registries: Vec<RegistryImages>,
 }
 
 /// A root filesystem.
@@ -115,6 +119,7 @@ pub(super) fn requests(cluster: &Cluster, requests: &mut BTreeMap<String, Reques
         let paths = input.paths.iter().chain(&input.keys).cloned().collect();
         requests.insert(input.name.clone(), Request::Files { paths });
     }
+    requests.extend(registry_images::requests(cluster));
     for input in cluster.rpm_repositories() {
         let request = RpmRepositoryRequest {
             url: input.url.clone(),
@@ -185,6 +190,7 @@ pub(super) fn from_lock(cluster: &Cluster, lock: &Lock) -> Result<Vendor> {
         rpms: rpms.chain(repositories).collect::<Result<_>>()?,
         tars: tars.collect::<Result<_>>()?,
         images: images.collect::<Result<_>>()?,
+        registries: registry_images::from_lock(cluster, lock)?,
     })
 }
 
@@ -487,7 +493,7 @@ mod tests {
                     packages.chain(repository.keys.iter().map(|path| item(ItemKind::File, "", path))).collect()
                 }
                 Request::Url(wanted) => vec![item(ItemKind::Url, "", &wanted.url)],
-                Request::Deb(_) | Request::Source(_) => vec![],
+                Request::Deb(_) | Request::Source(_) | Request::Oci(_) => vec![],
             };
             let input = LockedInput { request: request.digest().unwrap(), suites: vec![], date: 0, items };
             lock.inputs.insert(name.clone(), input);

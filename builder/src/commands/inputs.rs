@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use profiles::reference::Reference;
 
 use crate::assemble::{Sources, sources};
 use crate::cli::{LogFormat, Options};
@@ -13,6 +14,7 @@ use crate::commands::{ClusterFile, jobs, now};
 use crate::error::Failure;
 use crate::inputs::download::{self, Downloader, Progress};
 use crate::inputs::mirror::Mirrors;
+use crate::inputs::registry::Registries;
 use crate::inputs::request::{Request, Session, Update, digests};
 use crate::lock::{self, Lock};
 use crate::store::Store;
@@ -67,7 +69,14 @@ impl Room {
         let settings = download::Options { jobs, offline: options.offline, recheck, ..download::Options::default() };
         let silent = options.quiet || options.log_format == LogFormat::Json;
         let progress = if silent { Progress::hidden() } else { Progress::bar() };
-        let downloader = Downloader::new(store, mirrors.proxies(), settings, progress)?;
+        let mut registries =
+            Registries::new(mirrors.proxies(), settings.stall).discover(&mirrors, |name| std::env::var(name).ok());
+        for input in file.cluster.ocis() {
+            let hosts = input.images.iter().filter_map(|image| Some(Reference::parse(image).ok()?.registry));
+            let authority = input.ca.as_ref().map(|path| file.dir().join(path));
+            hosts.for_each(|host| authority.iter().for_each(|file| registries.trust(host, file)));
+        }
+        let downloader = Downloader::new(store, mirrors.proxies(), settings, progress)?.with_registries(registries);
         Ok(Self { downloader, mirrors, requests: sources::requests(&file.cluster)? })
     }
 

@@ -7,12 +7,12 @@
 //! imports them need not decompress twice. Knows nothing of Kubernetes, and not where images of others come from.
 
 pub mod layer;
-pub mod reference;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
 use profiles::node::Architecture;
+pub use profiles::reference;
 use serde::Serialize;
 
 pub use self::layer::Layer;
@@ -21,7 +21,8 @@ use crate::tree::{Content, Entry, FileTree, Kind};
 
 /// Media type of an image manifest.
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// Media type of an index, which lists manifests for several platforms.
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
 /// An image that we make.

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::http::{Client, GetError, Response};
 use super::mirror::Proxies;
+use super::registry::Registries;
 use crate::error::{ErrorKind, Failure};
 use crate::store::{Digest, Partial, Store};
 
@@ -233,6 +234,7 @@ enum End {
 pub struct Downloader {
     store: Store,
     client: Client,
+    registries: Registries,
     options: Options,
     progress: Progress,
     stop: AtomicBool,
@@ -243,7 +245,20 @@ impl Downloader {
     pub fn new(store: &Store, proxies: &Proxies, options: Options, progress: Progress) -> Result<Self> {
         let client = Client::new(proxies, options.stall)
             .map_err(|e| Failure::user("setting up downloads").hint("correct the proxy settings").caused_by(e))?;
-        Ok(Self { store: store.clone(), client, options, progress, stop: AtomicBool::new(false) })
+        let registries = Registries::new(proxies, options.stall);
+        Ok(Self { store: store.clone(), client, registries, options, progress, stop: AtomicBool::new(false) })
+    }
+
+    /// The same, with other registries of images than those of whom nothing is known.
+    #[must_use]
+    pub fn with_registries(mut self, registries: Registries) -> Self {
+        self.registries = registries;
+        self
+    }
+
+    /// The registries of images.
+    pub(crate) fn registries(&self) -> &Registries {
+        &self.registries
     }
 
     /// The store.
@@ -475,8 +490,9 @@ impl Downloader {
         }
         let offset = download.partial.len();
         let version = download.version.as_ref().map(|version| version.name.as_str());
-        let mut response = self.client.get_version(url, offset, version).map_err(|e| match e {
+        let mut response = self.open(url, offset, version).map_err(|e| match e {
             GetError::Transient(why) => End::Transient(why),
+            GetError::Failed(failure) => End::Fatal(failure.into()),
             GetError::Permanent(why) => End::Fatal(
                 Failure::environment(why).hint("check the mirror's address, or name another with --mirror URL").into(),
             ),
@@ -538,6 +554,26 @@ impl Downloader {
         }
     }
 
+    /// Asks whoever serves `url`: a registry has rules of its own.
+    fn open(&self, url: &str, offset: u64, version: Option<&str>) -> Result<Response, GetError> {
+        self.registries.get(url, offset).unwrap_or_else(|| self.client.get_version(url, offset, version))
+    }
+
+    /// Asks until there is an answer, or no hope for one.
+    pub(crate) fn patiently<T>(&self, ask: impl Fn() -> Result<T, GetError>) -> Result<T, GetError> {
+        let mut tries = 0;
+        loop {
+            match ask() {
+                Err(GetError::Transient(why)) if tries + 1 < self.options.attempts => {
+                    tracing::debug!("{why}; trying again.");
+                    std::thread::sleep(self.options.backoff * 2_u32.saturating_pow(tries));
+                    tries += 1;
+                }
+                other => return other,
+            }
+        }
+    }
+
     /// Downloads a small file whose sha256 is not known; the caller has to verify it.
     pub(crate) fn fetch_unverified(&self, name: &str, urls: &[String], limit: u64) -> Result<Vec<u8>> {
         if self.options.offline {
@@ -545,18 +581,9 @@ impl Downloader {
         }
         let mut last = None;
         for url in urls {
-            for tries in 0..self.options.attempts {
-                match self.get_small(url, limit) {
-                    Ok(bytes) => return Ok(bytes),
-                    Err(e @ GetError::Permanent(_)) => {
-                        last = Some((url, e));
-                        break;
-                    }
-                    Err(e) => last = Some((url, e)),
-                }
-                if tries + 1 < self.options.attempts {
-                    std::thread::sleep(self.options.backoff * 2_u32.saturating_pow(tries));
-                }
+            match self.patiently(|| self.get_small(url, limit)) {
+                Ok(bytes) => return Ok(bytes),
+                Err(e) => last = Some((url, e)),
             }
         }
         let (url, e) = last.with_context(|| format!("{name} has no address"))?;
@@ -572,17 +599,22 @@ impl Downloader {
             status @ (408 | 425 | 429 | 500..) => return Err(GetError::Transient(format!("HTTP {status}"))),
             status => return Err(GetError::Permanent(format!("HTTP {status}"))),
         }
-        let mut bytes = Vec::new();
-        let read = response.body.take(limit + 1).read_to_end(&mut bytes);
-        read.map_err(|e| GetError::Transient(e.to_string()))?;
-        if response.length.is_some_and(|length| (bytes.len() as u64) < length.min(limit)) {
-            return Err(GetError::Transient("the connection ended early".to_owned()));
-        }
-        if bytes.len() as u64 > limit {
-            return Err(GetError::Permanent(format!("it is bigger than {limit} bytes")));
-        }
-        Ok(bytes)
+        small(response, limit)
     }
+}
+
+/// A body of at most `limit` bytes.
+pub(super) fn small(response: Response, limit: u64) -> Result<Vec<u8>, GetError> {
+    let mut bytes = Vec::new();
+    let read = response.body.take(limit + 1).read_to_end(&mut bytes);
+    read.map_err(|e| GetError::Transient(e.to_string()))?;
+    if response.length.is_some_and(|length| (bytes.len() as u64) < length.min(limit)) {
+        return Err(GetError::Transient("the connection ended early".to_owned()));
+    }
+    if bytes.len() as u64 > limit {
+        return Err(GetError::Permanent(format!("it is bigger than {limit} bytes")));
+    }
+    Ok(bytes)
 }
 
 /// No mirror has a file: other files are still fetched.

@@ -6,13 +6,14 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
 use super::deb::release::seconds;
 use super::mirror::Proxies;
+use crate::error::Failure;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Names a file with roots of trust that count instead of the built-in ones, as with OpenSSL and curl.
@@ -22,10 +23,26 @@ const ROOTS: &str = "SSL_CERT_FILE";
 const SETTLED: i64 = 60;
 const USER_AGENT: &str = concat!("imgbuild/", env!("CARGO_PKG_VERSION"));
 
+/// What is asked for.
+pub(crate) struct Ask<'a> {
+    /// Where.
+    pub(crate) url: &'a str,
+    /// From which byte on, if the server can do that.
+    pub(crate) offset: u64,
+    /// From byte 0 on instead, if the file is not of this version any more, as the server sees it.
+    pub(crate) version: Option<&'a str>,
+    /// Header lines besides, none of which a redirect may take elsewhere: they want `follow` to be false.
+    pub(crate) headers: &'a [(&'static str, String)],
+    /// Whether to go where the server points to.
+    pub(crate) follow: bool,
+}
+
 /// What came back.
 pub(crate) struct Response {
     /// The HTTP status.
     pub(crate) status: u16,
+    /// The header lines, by name in lower case; none of a file.
+    pub(crate) headers: Vec<(String, String)>,
     /// How long the body is, if it was said.
     pub(crate) length: Option<u64>,
     /// Where in the file the body starts, if only a part was sent.
@@ -40,6 +57,23 @@ pub(crate) struct Response {
     pub(crate) body: Box<dyn Read + Send>,
 }
 
+impl Response {
+    /// The values of the header lines `name`, which is in lower case.
+    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.headers.iter().filter(move |(own, _)| own == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The value of the first of them.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        first(&self.headers, name)
+    }
+}
+
+/// The value of the first header line `name`, in any case.
+fn first<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    headers.iter().find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+}
+
 /// Why nothing came back.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum GetError {
@@ -49,6 +83,9 @@ pub(crate) enum GetError {
     /// It will not.
     #[error("{0}")]
     Permanent(String),
+    /// It will not, and what to do about it is known.
+    #[error("{0}")]
+    Failed(Failure),
 }
 
 /// Makes requests.
@@ -72,6 +109,24 @@ impl Client {
             Ok(roots) => (roots, None),
             Err(why) => (RootCerts::from([]), Some(why)),
         };
+        Self::with_roots(proxies, stall, roots, no_roots)
+    }
+
+    /// The same, for servers whose certificates one of these authorities signs.
+    pub(crate) fn trusting(
+        proxies: &Proxies,
+        stall: Duration,
+        authorities: &[Certificate<'static>],
+    ) -> Result<Self, GetError> {
+        Self::with_roots(proxies, stall, RootCerts::new_with_certs(authorities), None)
+    }
+
+    fn with_roots(
+        proxies: &Proxies,
+        stall: Duration,
+        roots: RootCerts,
+        no_roots: Option<String>,
+    ) -> Result<Self, GetError> {
         let tls = TlsConfig::builder().root_certs(roots).build();
         let agent = |proxy: Option<ureq::Proxy>| {
             ureq::Agent::config_builder()
@@ -103,6 +158,12 @@ impl Client {
 
     /// As [`Self::get`], but from byte 0 on if the file is not of this version any more, as the server sees it.
     pub(crate) fn get_version(&self, url: &str, offset: u64, version: Option<&str>) -> Result<Response, GetError> {
+        self.send(&Ask { url, offset, version, headers: &[], follow: true })
+    }
+
+    /// Asks, perhaps with further headers.
+    pub(crate) fn send(&self, ask: &Ask<'_>) -> Result<Response, GetError> {
+        let Ask { url, offset, version, headers, follow } = *ask;
         if let Some(path) = url.strip_prefix("file://") {
             return get_file(path, offset);
         }
@@ -110,7 +171,7 @@ impl Client {
         let direct = self.is_direct(host);
         if let (true, false, Some(proxy)) = (url.starts_with("http://"), direct, &self.proxies.http) {
             // ureq would open a CONNECT tunnel, which caching proxies only allow for https.
-            return get_by_proxy(proxy, url, (offset, version), self.stall);
+            return get_by_proxy(proxy, ask, self.stall);
         }
         let agent = if direct { &self.direct } else { &self.proxied };
         let agent = if url.starts_with("https://") { agent } else { &self.direct };
@@ -118,7 +179,8 @@ impl Client {
             return Err(GetError::Permanent(why.clone()));
         }
         // What was to come by https does not come by http because a server says so; apt refuses that, too.
-        let request = agent.get(url).config().https_only(url.starts_with("https://")).build();
+        let config = agent.get(url).config().https_only(url.starts_with("https://"));
+        let request = if follow { config.build() } else { config.max_redirects(0).build() };
         let mut request = request.header("Accept-Encoding", "identity");
         if offset > 0 {
             request = request.header("Range", &format!("bytes={offset}-"));
@@ -126,22 +188,31 @@ impl Client {
                 request = request.header("If-Range", version);
             }
         }
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
         let response = request.call().map_err(classify)?;
-        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let line = |(name, value): (&ureq::http::HeaderName, &ureq::http::HeaderValue)| {
+            Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned()))
+        };
+        let headers: Vec<(String, String)> = response.headers().iter().filter_map(line).collect();
+        let header = |name: &str| first(&headers, name);
         let (start, total) = header("Content-Range").map_or((None, None), range);
         let (status, length) = (response.status().as_u16(), response.body().content_length());
         let framed = header("Content-Length").is_some() || is_chunked(header("Transfer-Encoding"));
         let version = strong_version(header);
         let body = Box::new(response.into_body().into_with_config().limit(u64::MAX).reader());
-        Ok(Response { status, length, start, total, framed, version, body })
+        Ok(Response { status, headers, length, start, total, framed, version, body })
     }
 
     fn is_direct(&self, host: &str) -> bool {
-        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-        self.proxies.direct.iter().any(|direct| {
-            let direct = direct.trim_start_matches('.');
-            direct == "*" || name == direct || name.strip_suffix(direct).is_some_and(|rest| rest.ends_with('.'))
-        })
+        let name = host_name(host);
+        // What a proxy calls loopback is another machine.
+        is_loopback(name)
+            || self.proxies.direct.iter().any(|direct| {
+                let direct = direct.trim_start_matches('.');
+                direct == "*" || name == direct || name.strip_suffix(direct).is_some_and(|rest| rest.ends_with('.'))
+            })
     }
 }
 
@@ -212,7 +283,8 @@ fn get_file(path: &str, offset: u64) -> Result<Response, GetError> {
         file.seek(SeekFrom::Start(offset))?;
         let (status, start) = if offset > 0 { (206, Some(offset)) } else { (200, None) };
         let (length, total) = (Some(size - offset), start.map(|_| size));
-        Ok(Response { status, length, start, total, framed: true, version: None, body: Box::new(file) })
+        let (headers, body) = (Vec::new(), Box::new(file));
+        Ok(Response { status, headers, length, start, total, framed: true, version: None, body })
     };
     match open() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(without_body(404)),
@@ -223,6 +295,7 @@ fn get_file(path: &str, offset: u64) -> Result<Response, GetError> {
 fn without_body(status: u16) -> Response {
     Response {
         status,
+        headers: Vec::new(),
         length: None,
         start: None,
         total: None,
@@ -230,6 +303,21 @@ fn without_body(status: u16) -> Response {
         version: None,
         body: Box::new(io::empty()),
     }
+}
+
+/// A host without its port.
+pub(super) fn host_name(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        // A bare IPv6 address has brackets, inside of which colons are no port's.
+        Some((name, port)) if !port.contains(']') => name,
+        _ => host,
+    }
+}
+
+/// Whether the host `name` is this machine.
+pub(super) fn is_loopback(name: &str) -> bool {
+    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// Host with port, and path with the slash, of an http URL.
@@ -240,12 +328,11 @@ pub(super) fn host_and_path(url: &str) -> (&str, &str) {
 }
 
 /// A plain GET in absolute form, as RFC 9112 section 3.2.2 has it for proxies.
-fn get_by_proxy(
-    proxy: &str,
-    url: &str,
-    (offset, version): (u64, Option<&str>),
-    stall: Duration,
-) -> Result<Response, GetError> {
+fn get_by_proxy(proxy: &str, ask: &Ask<'_>, stall: Duration) -> Result<Response, GetError> {
+    let Ask { url, offset, version, headers, .. } = *ask;
+    if headers.iter().any(|(_, value)| value.contains(['\r', '\n'])) {
+        return Err(GetError::Permanent("a header line with a line end in it".to_owned()));
+    }
     if proxy.contains("://") && !proxy.starts_with("http://") {
         return Err(GetError::Permanent(format!("the proxy {proxy} is of a kind that is not supported (http only)")));
     }
@@ -270,9 +357,11 @@ fn get_by_proxy(
         None => format!("Range: bytes={offset}-\r\n"),
         Some(version) => format!("Range: bytes={offset}-\r\nIf-Range: {version}\r\n"),
     };
+    let further: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let (target, _) = host_and_path(url);
-    let request =
-        format!("GET {url} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: {USER_AGENT}\r\nConnection: close\r\n{range}\r\n");
+    let request = format!(
+        "GET {url} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: {USER_AGENT}\r\nConnection: close\r\n{range}{further}\r\n"
+    );
     stream.write_all(request.as_bytes()).map_err(about)?;
     read_response(BufReader::new(stream)).map_err(about)
 }
@@ -291,12 +380,10 @@ fn read_response(mut stream: BufReader<TcpStream>) -> io::Result<Response> {
         head.push(line);
     }
     let status = head.first().and_then(|line| line.split(' ').nth(1)).and_then(|code| code.parse().ok());
-    let header = |wanted: &str| {
-        head.iter()
-            .skip(1)
-            .filter_map(|line| line.split_once(':'))
-            .find_map(|(name, value)| name.eq_ignore_ascii_case(wanted).then(|| value.trim()))
-    };
+    let lines = head.iter().skip(1).filter_map(|line| line.split_once(':'));
+    let headers: Vec<(String, String)> =
+        lines.map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().to_owned())).collect();
+    let header = |name: &str| first(&headers, name);
     let length: Option<u64> = header("content-length").and_then(|value| value.parse().ok());
     let (start, total) = header("content-range").map_or((None, None), range);
     let (chunked, version) = (is_chunked(header("transfer-encoding")), strong_version(header));
@@ -306,7 +393,7 @@ fn read_response(mut stream: BufReader<TcpStream>) -> io::Result<Response> {
         None => Box::new(stream),
     };
     let framed = chunked || length.is_some();
-    Ok(Response { status: status.ok_or_else(garbled)?, length, start, total, framed, version, body })
+    Ok(Response { status: status.ok_or_else(garbled)?, headers, length, start, total, framed, version, body })
 }
 
 /// A body in chunks: RFC 9112 section 7.1.

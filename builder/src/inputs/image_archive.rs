@@ -12,39 +12,19 @@ use anyhow::{Context, Result, bail};
 use profiles::node::Architecture;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use super::deb::archive::{self, Archive};
+use super::image::{Config, DEEPEST, Entry, Reader, is_for};
+pub use super::image::{Image, of_objects, sha256};
 use super::source::golang::goarch;
 use crate::error::Failure;
 use crate::image::oci::{Descriptor, MANIFEST, reference};
-use crate::store::{Digest, Store, step_key};
+use crate::store::{Digest, Store};
 use crate::tree::{Content, FileTree, layers};
-
-/// A manifest, an index or a configuration of an honest image is far smaller.
-const LARGEST_JSON: u64 = 16 << 20;
-
-/// An index may list further indices; nobody nests them deeper.
-const DEEPEST: usize = 4;
 
 /// Media type of Docker's configuration, which every runtime takes for an OCI one.
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-
-/// An image of an archive, for one platform.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Image {
-    /// Its names in the archive: full references, or what there is in their place.
-    pub names: Vec<String>,
-    /// Its manifest.
-    pub manifest: Descriptor,
-    /// The digests of its layers once decompressed, the lowest first, as its configuration says.
-    diff_ids: Vec<Digest>,
-    /// Its layers.
-    layers: Vec<Content>,
-    /// All blobs it needs, the manifest included.
-    pub blobs: BTreeMap<Digest, Content>,
-}
 
 /// Whether an archive holds images, rather than the files of a system.
 pub fn holds_images(archive: &Archive) -> bool {
@@ -100,36 +80,17 @@ impl<'a> Images<'a> {
         Ok(images)
     }
 
-    /// The content of a blob, which must be what its digest says.
-    fn blob(&self, digest: &str) -> Result<(Digest, Content)> {
-        let wanted: Digest = digest.strip_prefix("sha256:").context("only sha256 digests are known")?.parse()?;
-        let content = self.files.content(&format!("blobs/sha256/{wanted}"));
-        let content = content.with_context(|| Failure::verification(format!("blob {digest} is not in the archive")))?;
-        Ok((wanted, content.clone()))
-    }
-
-    /// Checks that a blob is what its digest says.
-    fn verify(&self, wanted: &Digest, content: &Content) -> Result<()> {
-        let (found, _) = Digest::of_reader(&mut content.reader(self.store)?).context("reading a blob")?;
-        if found != *wanted {
-            bail!(Failure::verification(format!("blob sha256:{wanted} is damaged: its content is sha256:{found}")));
-        }
-        Ok(())
-    }
-
-    fn json<T: DeserializeOwned>(&self, content: &Content, what: &str) -> Result<T> {
-        if content.len() > LARGEST_JSON {
-            bail!("{what} has {} bytes", content.len());
-        }
-        let bytes = content.read(self.store)?;
-        serde_json::from_slice(&bytes)
-            .map_err(|error| Failure::verification(format!("{what} is not what it should be")).caused_by(error).into())
+    /// Does `what` with a reader of the archive's blobs.
+    fn with_reader<T>(&self, what: impl FnOnce(&Reader<'_>) -> T) -> T {
+        let blobs = |digest: &Digest| self.files.content(&format!("blobs/sha256/{digest}")).cloned();
+        let (store, architecture) = (self.store, self.architecture);
+        what(&Reader { store, architecture, blobs: &blobs, place: "the archive" })
     }
 
     fn file<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let content = self.files.content(path);
         let content = content.with_context(|| Failure::verification(format!("{path} is not in the archive")))?;
-        self.json(content, path)
+        self.with_reader(|reader| reader.json(content, path))
     }
 
     /// Images of an OCI layout.
@@ -151,8 +112,9 @@ impl<'a> Images<'a> {
         for digest in order {
             let named = names.remove(digest).unwrap_or_default();
             let shown = named.first().cloned().unwrap_or_else(|| digest.to_owned());
-            let image =
-                self.image(digest, DEEPEST, &mut BTreeSet::new()).with_context(|| format!("reading image {shown}"))?;
+            let image = self
+                .with_reader(|reader| reader.image(digest, DEEPEST, &mut BTreeSet::new()))
+                .with_context(|| format!("reading image {shown}"))?;
             images.push(match image {
                 Ok(image) => Ok(Image { names: named.into_iter().collect(), ..image }),
                 Err(platforms) => Err(self.wrong_platform(&shown, &platforms)),
@@ -163,65 +125,6 @@ impl<'a> Images<'a> {
 
     fn wrong_platform(&self, name: &str, found: &str) -> String {
         format!("image {name} is for {found}, not for linux/{}", goarch(self.architecture))
-    }
-
-    /// The image behind a digest; or, if there is none for our platform, what there is. `seen` are digests that need not be looked
-    /// at again: a few small indices, each of which lists the next one many times, would be read for ever.
-    fn image(&self, digest: &str, depth: usize, seen: &mut BTreeSet<String>) -> Result<Result<Image, String>> {
-        let (own, content) = self.blob(digest)?;
-        self.verify(&own, &content)?;
-        let either: ManifestOrIndex = self.json(&content, digest)?;
-        let Some(config) = either.config else {
-            if depth == 0 {
-                bail!(Failure::verification("its indices are nested too deeply"));
-            }
-            let mut others = BTreeSet::new();
-            for entry in &either.manifests {
-                let platform = entry.platform.as_ref();
-                // BuildKit lists attestations as images for an unknown machine.
-                if platform.is_some_and(|platform| platform.architecture == "unknown")
-                    || !seen.insert(entry.digest.clone())
-                {
-                    continue;
-                }
-                let ours = platform.is_none_or(|platform| self.is_ours(&platform.os, &platform.architecture));
-                // Archives of one platform list the others without having them.
-                if !ours {
-                    others.extend(platform.map(|platform| format!("{}/{}", platform.os, platform.architecture)));
-                    continue;
-                }
-                match self.image(&entry.digest, depth - 1, seen)? {
-                    Ok(image) => return Ok(Ok(image)),
-                    Err(found) => drop(others.insert(found)),
-                }
-            }
-            return Ok(Err(if others.is_empty() { "no machine".into() } else { Vec::from_iter(others).join(", ") }));
-        };
-        let mut blobs = BTreeMap::from([(own, content.clone())]);
-        let (config_digest, config) = self.blob(&config.digest)?;
-        self.verify(&config_digest, &config)?;
-        blobs.insert(config_digest, config.clone());
-        let config: Config = self.json(&config, "the configuration")?;
-        if !self.is_ours(&config.os, &config.architecture) {
-            return Ok(Err(format!("{}/{}", config.os, config.architecture)));
-        }
-        let mut layers = Vec::new();
-        for layer in &either.layers {
-            let (digest, content) = self.blob(&layer.digest)?;
-            self.verify(&digest, &content)?;
-            blobs.insert(digest, content.clone());
-            layers.push(content);
-        }
-        let manifest = Descriptor {
-            media_type: either.media_type.unwrap_or_else(|| MANIFEST.to_owned()),
-            digest: own,
-            size: content.len(),
-        };
-        Ok(Ok(Image { names: Vec::new(), manifest, diff_ids: config.diff_ids()?, layers, blobs }))
-    }
-
-    fn is_ours(&self, os: &str, architecture: &str) -> bool {
-        os == "linux" && architecture == goarch(self.architecture)
     }
 
     /// Images of Docker's own form, for which a manifest is made: layers as they are once decompressed, by the digests that
@@ -250,9 +153,9 @@ impl<'a> Images<'a> {
         };
         let config_content = there(config)?;
         // Bounds what is read.
-        let parsed: Config = self.json(&config_content, config)?;
+        let parsed: Config = self.with_reader(|reader| reader.json(&config_content, config))?;
         let bytes = config_content.read(self.store)?;
-        if !self.is_ours(&parsed.os, &parsed.architecture) {
+        if !is_for(self.architecture, &parsed.os, &parsed.architecture) {
             return Ok(Err(format!("{}/{}", parsed.os, parsed.architecture)));
         }
         let diff_ids = parsed.diff_ids()?;
@@ -269,7 +172,7 @@ impl<'a> Images<'a> {
         let mut described = Vec::new();
         for (path, wanted) in paths.iter().zip(&diff_ids) {
             let tar = self.decompressed(&there(path)?).with_context(|| format!("reading layer {path}"))?;
-            self.verify(wanted, &tar).with_context(|| format!("reading layer {path}"))?;
+            self.with_reader(|reader| reader.verify(wanted, &tar)).with_context(|| format!("reading layer {path}"))?;
             described.push(serde_json::json!({
                 "mediaType": LAYER, "digest": format!("sha256:{wanted}"), "size": tar.len(),
             }));
@@ -300,86 +203,11 @@ impl<'a> Images<'a> {
     }
 }
 
-impl Image {
-    /// Its layers, the lowest first: read, and checked against what the configuration says of them.
-    ///
-    /// # Errors
-    /// A layer that is no tar archive or another one than the configuration says.
-    pub fn layers(&self, store: &Store) -> Result<Vec<Archive>> {
-        if self.layers.len() != self.diff_ids.len() {
-            bail!(Failure::verification(format!(
-                "it has {} layers, its configuration {}",
-                self.layers.len(),
-                self.diff_ids.len()
-            )));
-        }
-        let layer = |(content, wanted): (&Content, &Digest)| -> Result<Archive> {
-            let key = step_key("image-layer", 1, wanted)?;
-            let found =
-                store.cached(&key, "reading a layer", || archive::unpack_layer(store, content.reader(store)?))?;
-            if found.tar != *wanted {
-                bail!(Failure::verification(format!("layer sha256:{wanted} of it is damaged")));
-            }
-            Ok(found)
-        };
-        self.layers.iter().zip(&self.diff_ids).map(layer).collect()
-    }
-}
-
 // The structures below are those of image-spec and of moby's specification, as far as they matter here.
 
 #[derive(Debug, Deserialize)]
 struct Index {
     manifests: Vec<Entry>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Entry {
-    digest: String,
-    #[serde(default)]
-    annotations: BTreeMap<String, String>,
-    platform: Option<Platform>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Platform {
-    architecture: String,
-    os: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ManifestOrIndex {
-    media_type: Option<String>,
-    config: Option<Link>,
-    #[serde(default)]
-    layers: Vec<Link>,
-    #[serde(default)]
-    manifests: Vec<Entry>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Link {
-    digest: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Config {
-    architecture: String,
-    os: String,
-    #[serde(default)]
-    rootfs: Value,
-}
-
-impl Config {
-    fn diff_ids(&self) -> Result<Vec<Digest>> {
-        let ids = self.rootfs["diff_ids"].as_array().context("the configuration lists no layers")?;
-        let digest = |id: &Value| -> Result<Digest> {
-            let hex = id.as_str().and_then(|id| id.strip_prefix("sha256:"));
-            hex.context("only sha256 digests are known")?.parse()
-        };
-        ids.iter().map(digest).collect()
-    }
 }
 
 #[derive(Debug, Deserialize)]

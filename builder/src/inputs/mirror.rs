@@ -159,6 +159,13 @@ impl Mirrors {
         if named.is_empty() { vec![url.to_owned()] } else { named }
     }
 
+    /// The addresses that the person names for the registry of images `host` (`HOST=URL`), the preferred one first.
+    /// Empty where the registry itself is asked.
+    pub fn of_registry(&self, host: &str) -> Vec<String> {
+        let named = self.overrides.iter().filter(|(own, _)| own.as_deref() == Some(host));
+        named.map(|(_, uri)| uri.clone()).collect()
+    }
+
     fn mirror(&self, uri: String, source: Option<&Source>) -> Mirror {
         let keys = source.and_then(|source| source.keys.clone()).unwrap_or(Keys::File(DEBIAN_KEYRING.into()));
         let check = match source {

@@ -8,8 +8,10 @@ pub mod download;
 #[cfg(test)]
 mod fake_mirror;
 mod http;
+mod image;
 pub mod image_archive;
 pub mod mirror;
+pub mod registry;
 pub mod request;
 pub mod rpm;
 pub mod rpm_repository;

@@ -16,6 +16,7 @@ use super::deb::repository::Repository;
 use super::deb::resolve::{Wanted, resolve};
 use super::download::{Downloader, Item};
 use super::mirror::{Mirrors, archive_of};
+use super::registry;
 use super::rpm_repository::{self, Needs};
 use super::url::{self, UrlRequest};
 use crate::error::{ErrorKind, Failure};
@@ -44,6 +45,8 @@ pub enum Request {
     RpmRepository(RpmRepositoryRequest),
     /// A file at an address.
     Url(UrlRequest),
+    /// Container images of registries.
+    Oci(OciRequest),
 }
 
 /// Where packages come from, and how that is verified.
@@ -114,6 +117,15 @@ pub struct RpmRepositoryRequest {
     pub keys: BTreeSet<String>,
     /// Whether one of the keys must have signed the index.
     pub index_signed: bool,
+}
+
+/// Container images of registries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OciRequest {
+    /// The machine that the images are for.
+    pub architecture: Architecture,
+    /// Full references.
+    pub images: BTreeSet<String>,
 }
 
 impl Request {
@@ -245,6 +257,7 @@ impl Session<'_> {
             }
             Request::RpmRepository(repository) => (Vec::new(), 0, self.rpm_items(name, repository)?),
             Request::Url(wanted) => (Vec::new(), 0, vec![url::resolve(self, name, wanted)?]),
+            Request::Oci(oci) => (Vec::new(), 0, registry::resolve(self.downloader, oci)?),
         };
         items.sort_by(|a, b| (&a.name, &a.path).cmp(&(&b.name, &b.path)));
         Ok(LockedInput { request: digest, suites, date, items })
@@ -302,12 +315,13 @@ impl Session<'_> {
     /// If something cannot be had; offline, all that is missing.
     pub fn fetch(&self, lock: &Lock) -> Result<()> {
         let mut items = Vec::new();
-        for input in lock.inputs.values() {
+        for (name, input) in &lock.inputs {
             for locked in &input.items {
                 match locked.kind {
                     ItemKind::File => self.take_file(locked)?,
                     ItemKind::Rpm => items.push(self.rpm_item(locked)),
                     ItemKind::Url => items.push(url::item(self.mirrors, locked)),
+                    ItemKind::Oci => items.push(self.oci_item(name, locked)?),
                     ItemKind::Deb | ItemKind::Source => items.push(self.item(locked, &input.suites)?),
                 }
             }
@@ -354,6 +368,22 @@ impl Session<'_> {
         }
     }
 
+    /// A blob of an image of the input `name`.
+    fn oci_item(&self, name: &str, locked: &LockedItem) -> Result<Item> {
+        let addresses = self.downloader.registries().addresses(&locked.archive)?;
+        Ok(Item {
+            name: locked.describe(),
+            urls: addresses.iter().map(|address| format!("{address}/{}", locked.path)).collect(),
+            sha256: locked.sha256,
+            size: locked.size,
+            missing_hint: format!(
+                "registries drop an image that has no tag any more: run `imgbuild lock --update {name}` to move to what its tags have \
+                 now, or name a registry that keeps it with --mirror {}=URL",
+                locked.archive
+            ),
+        })
+    }
+
     fn take_file(&self, locked: &LockedItem) -> Result<()> {
         let store = self.downloader.store();
         if store.has(&locked.sha256) {
@@ -391,7 +421,8 @@ fn say_needs(name: &str, needs: &Needs) {
 
 /// Whether locking goes on to the next input, so that all of their problems are said at once.
 fn can_be_one_of_many(request: &Request, failure: &Failure) -> bool {
-    let is_contradiction = matches!(request, Request::Url(_)) && failure.kind == ErrorKind::Verification;
+    let is_contradiction =
+        matches!(request, Request::Url(_) | Request::Oci(_)) && failure.kind == ErrorKind::Verification;
     failure.kind == ErrorKind::User || is_contradiction
 }
 

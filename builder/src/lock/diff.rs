@@ -112,7 +112,7 @@ impl InputDiff {
     }
 }
 
-/// Items by what stays the same: a source package has several files, everything else one.
+/// Items by what stays the same: source packages and images have several files, everything else one.
 fn groups(items: &[LockedItem]) -> BTreeMap<Identity<'_>, Vec<&LockedItem>> {
     let mut out: BTreeMap<Identity<'_>, Vec<&LockedItem>> = BTreeMap::new();
     for item in items {
@@ -120,7 +120,7 @@ fn groups(items: &[LockedItem]) -> BTreeMap<Identity<'_>, Vec<&LockedItem>> {
             ItemKind::File => &item.path,
             // A later version of a file has another address; an input has one.
             ItemKind::Url => "",
-            ItemKind::Deb | ItemKind::Rpm | ItemKind::Source => &item.name,
+            ItemKind::Deb | ItemKind::Rpm | ItemKind::Source | ItemKind::Oci => &item.name,
         };
         out.entry((name, item.kind, &item.architecture)).or_default().push(item);
     }
@@ -133,11 +133,14 @@ fn title((name, kind, architecture): &Identity<'_>) -> (String, String) {
         ItemKind::Source => (format!("source package {name}"), String::new()),
         ItemKind::File => (format!("file {name}"), String::new()),
         ItemKind::Url => ("file".to_owned(), String::new()),
+        ItemKind::Oci => (format!("image {name}"), format!(" ({architecture})")),
     }
 }
 
 fn versions<'a>(items: &[&'a LockedItem]) -> Vec<&'a str> {
-    let versions: BTreeSet<&str> = items.iter().map(|item| item.version.as_str()).filter(|v| !v.is_empty()).collect();
+    // The name of an image has its tag.
+    let items = items.iter().filter(|item| item.kind != ItemKind::Oci);
+    let versions: BTreeSet<&str> = items.map(|item| item.version.as_str()).filter(|v| !v.is_empty()).collect();
     versions.into_iter().collect()
 }
 
@@ -184,6 +187,7 @@ fn changed(identity: &Identity<'_>, old: &[&LockedItem], new: &[&LockedItem]) ->
         ItemKind::Url => "OTHER CONTENT UNDER THE SAME ADDRESS",
         // A version is one content, for ever: somebody has to look at this.
         ItemKind::Deb | ItemKind::Rpm | ItemKind::Source => "OTHER CONTENT UNDER THE SAME VERSION",
+        ItemKind::Oci => "the tag has moved",
     };
     format!("{described}: {what}, {} -> {} bytes", size(old), size(new))
 }
@@ -192,7 +196,9 @@ fn changed(identity: &Identity<'_>, old: &[&LockedItem], new: &[&LockedItem]) ->
 fn compare(kind: ItemKind, a: &str, b: &str) -> Ordering {
     match kind {
         ItemKind::Rpm => rpm_repository::version::compare(a, b),
-        ItemKind::Deb | ItemKind::Source | ItemKind::File | ItemKind::Url => deb::version::compare(a, b),
+        ItemKind::Deb | ItemKind::Source | ItemKind::File | ItemKind::Url | ItemKind::Oci => {
+            deb::version::compare(a, b)
+        }
     }
 }
 
@@ -250,6 +256,7 @@ mod tests {
             ItemKind::Source => ("", format!("pool/{name}_{version}.{content}")),
             ItemKind::File => ("", name.to_owned()),
             ItemKind::Url => ("", format!("https://example.org/{version}/{name}")),
+            ItemKind::Oci => ("amd64", format!("{name}/blobs/{content}")),
         };
         LockedItem {
             kind,
@@ -279,8 +286,10 @@ mod tests {
 
     #[test]
     fn every_kind_of_change_has_its_line() {
-        use ItemKind::{Deb, File, Rpm, Source, Url};
+        use ItemKind::{Deb, File, Oci, Rpm, Source, Url};
+        let image = |content| item(Oci, "a.io:1", "1", content);
         let old = lock(&[
+            ("calico", 0, vec![image("index"), image("layer")]),
             ("gone", 0, vec![item(File, "files/motd", "", "x")]),
             (
                 "os",
@@ -302,6 +311,7 @@ mod tests {
         ]);
         let moved = LockedItem { path: "pool/elsewhere".into(), ..item(Deb, "kept", "1", "k") };
         let mut new = lock(&[
+            ("calico", 0, vec![image("other"), image("layer")]),
             ("new", 0, vec![item(File, "files/x", "", "x")]),
             (
                 "os",
@@ -325,6 +335,8 @@ mod tests {
         let diff = Diff::of(&old, &new);
         assert!(diff.changes_files());
         insta::assert_snapshot!(diff, @r"
+        input calico
+          ~ image a.io:1 (amd64): the tag has moved, 10 -> 10 bytes
         - input gone
           - file files/motd
         input kubeadm
@@ -350,7 +362,7 @@ mod tests {
         input vendor
           ~ haproxy 2.4^git-1 -> 2.4-1 (x86_64), OLDER
           ~ ipset 1:7-2 -> 1:7-10 (x86_64)
-        9 changed, 3 added, 3 removed; new files to fetch: 12 (29 bytes)
+        10 changed, 3 added, 3 removed; new files to fetch: 13 (34 bytes)
         ");
     }
 

@@ -209,8 +209,8 @@ fn addition(reference: &str, offered: &[Offered], node: Architecture) -> String 
     }
     let file = if tag.is_empty() { name.to_owned() } else { format!("{name}-{tag}") };
     format!(
-        "[[input]]\nkind = \"image-archive\"\nname = \"{file}\"\npath = \"inputs/{file}.tar\" # of linux/{}, as `docker save {reference}` \
-         writes it",
+        "[[input]]\nkind = \"oci\"\nname = \"{file}\"\nimages = [\"{reference}\"] # or kind = \"image-archive\", path = \
+         \"inputs/{file}.tar\": of linux/{}, as `docker save` writes it",
         goarch(node)
     )
 }
@@ -276,9 +276,9 @@ mod tests {
                 for kubelet
                 from [[image]]
                 add: [[input]]
-                     kind = "image-archive"
+                     kind = "oci"
                      name = "foreign-1"
-                     path = "inputs/foreign-1.tar" # of linux/amd64, as `docker save example.org/foreign:1` writes it
+                     images = ["example.org/foreign:1"] # or kind = "image-archive", path = "inputs/foreign-1.tar": of linux/amd64, as `docker save` writes it
         ok      k8s.gcr.io/pause:3.2
                 for kubelet
                 from [[image]]
@@ -287,9 +287,9 @@ mod tests {
         perhaps quay.io/x/solver:v1
                 perhaps for the manifest a.yaml
                 add: [[input]]
-                     kind = "image-archive"
+                     kind = "oci"
                      name = "solver-v1"
-                     path = "inputs/solver-v1.tar" # of linux/amd64, as `docker save quay.io/x/solver:v1` writes it
+                     images = ["quay.io/x/solver:v1"] # or kind = "image-archive", path = "inputs/solver-v1.tar": of linux/amd64, as `docker save` writes it
         3 images for linux/amd64: 2 missing, 1 perhaps missing, 1 that nothing known asks for
         "#);
         let json = serde_json::to_value(&report).unwrap();

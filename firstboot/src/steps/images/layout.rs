@@ -130,9 +130,11 @@ fn image(dir: &Path, name: &str, descriptor: &Descriptor) -> Result<Image> {
             serde_json::from_slice(&content).with_context(|| format!("understanding {}", document.digest()))?;
         documents.insert(document);
         ensure!(depth < DEEPEST, "its indices are nested more than {DEEPEST} deep");
-        for manifest in &parts.manifests {
-            left.push((blob(dir, manifest)?, depth + 1));
-        }
+        // Of an index that was taken over from a registry, only what is for this machine is here.
+        let here = parts.manifests.iter().filter(|manifest| is_here(dir, manifest));
+        let here = here.map(|manifest| blob(dir, manifest)).collect::<Result<Vec<_>>>()?;
+        ensure!(!here.is_empty() || parts.manifests.is_empty(), "nothing that its index lists is here");
+        left.extend(here.into_iter().map(|manifest| (manifest, depth + 1)));
         if let Some(config) = &parts.config {
             let config = blob(dir, config)?;
             verified(dir, &config)?;
@@ -143,6 +145,12 @@ fn image(dir: &Path, name: &str, descriptor: &Descriptor) -> Result<Image> {
         }
     }
     Ok(Image { name: name.to_owned(), target, documents, layers })
+}
+
+/// Whether something that an index lists is in the layout.
+fn is_here(dir: &Path, descriptor: &Descriptor) -> bool {
+    // What is no digest is for `blob` to refuse.
+    descriptor.digest.strip_prefix("sha256:").is_none_or(|sha256| blob_path(dir, sha256).exists())
 }
 
 /// The blob of a descriptor, which must be there. Its size is that of the file.

@@ -255,12 +255,14 @@ mod tests {
         blob(lab, &json!({"config": blob(lab, config), "layers": layers}).to_string())
     }
 
-    /// A node with [`NAMES`] in its payload: the first two share a layer, the third hides behind an index.
+    /// A node with [`NAMES`] in its payload: the first two share a layer, the third hides behind an index that lists
+    /// one for another machine, too.
     fn prepare(lab: &mut Lab, containerd: &Containerd) {
+        let elsewhere = json!({"digest": format!("sha256:{}", "0a".repeat(32)), "size": 7});
         let mut targets = [
             manifest(lab, "{\"a\":1}", &["shared", "of the API server"]),
             manifest(lab, "{\"b\":1}", &["shared", "of the proxy"]),
-            blob(lab, &json!({"manifests": [manifest(lab, "{\"c\":1}", &["hidden"])]}).to_string()),
+            blob(lab, &json!({"manifests": [elsewhere, manifest(lab, "{\"c\":1}", &["hidden"])]}).to_string()),
         ];
         for (target, name) in targets.iter_mut().zip(NAMES) {
             target["annotations"] = json!({"io.containerd.image.name": name});
@@ -399,6 +401,11 @@ mod tests {
         lab.write(&format!("/opt/imgbuild/images/blobs/sha256/{config}"), "{\"a\":2}");
         let error = format!("{:#}", Images.apply(&lab.cx()).unwrap_err());
         assert!(error.contains("is damaged") && error.contains(&config), "{error}");
+        prepare(&mut lab, &containerd);
+        let hidden = manifest(&lab, "{\"c\":1}", &["hidden"])["digest"].as_str().unwrap().replace("sha256:", "");
+        fs::remove_file(lab.root().join(format!("opt/imgbuild/images/blobs/sha256/{hidden}"))).unwrap();
+        let error = format!("{:#}", Images.apply(&lab.cx()).unwrap_err());
+        assert!(error.contains("nothing that its index lists is here") && error.contains(NAMES[2]), "{error}");
     }
 
     #[test]

@@ -15,18 +15,53 @@ pub struct ReferenceError {
     problem: &'static str,
 }
 
+/// A full reference in its parts: at least one of tag and digest is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reference<'a> {
+    /// Host, perhaps with a port: `docker.io`, `lab:5000`.
+    pub registry: &'a str,
+    /// `calico/node`.
+    pub repository: &'a str,
+    /// `v3.29.1`.
+    pub tag: Option<&'a str>,
+    /// `sha256:` and 64 hex digits.
+    pub digest: Option<&'a str>,
+}
+
+impl<'a> Reference<'a> {
+    /// The parts of `reference`.
+    ///
+    /// # Errors
+    /// If it has no registry, no repository, or neither tag nor digest, or one of them is malformed.
+    pub fn parse(reference: &'a str) -> Result<Self, ReferenceError> {
+        examine(reference).map_err(|problem| ReferenceError { reference: reference.to_owned(), problem })
+    }
+
+    /// The full names that programs ask for it by: with its tag, and with its digest. No program asks for both at once:
+    /// given both, `docker`, `ctr` and kubelet's runtime leave the tag away (`ParseDockerRef` of
+    /// distribution/reference).
+    pub fn names(&self) -> Vec<String> {
+        let name = format!("{}/{}", self.registry, self.repository);
+        let tag = self.tag.map(|tag| format!("{name}:{tag}"));
+        let digest = self.digest.map(|digest| format!("{name}@{digest}"));
+        tag.into_iter().chain(digest).collect()
+    }
+}
+
 /// Checks that `reference` has a registry, a repository, and a tag or a digest or both.
 ///
 /// # Errors
 /// If it has not, or one of them is malformed.
 pub fn check(reference: &str) -> Result<(), ReferenceError> {
-    examine(reference).map_err(|problem| ReferenceError { reference: reference.to_owned(), problem })
+    Reference::parse(reference).map(drop)
 }
 
-/// The full reference that `docker`, `ctr` and kubelet make of a short one: `calico/cni:v3.26.1` is of docker.io, `busybox` is
-/// `docker.io/library/busybox:latest`. (`ParseDockerRef` of distribution/reference.) What is no name at all stays as it is.
+/// The full reference that `docker`, `ctr` and kubelet make of a short one: `calico/cni:v3.26.1` is of docker.io,
+/// `busybox` is `docker.io/library/busybox:latest`, and of tag and digest the digest counts. (`ParseDockerRef` of
+/// distribution/reference.) What is no name at all stays as it is.
 pub fn completed(reference: &str) -> String {
     let (registry, rest) = match reference.split_once('/') {
+        Some(("docker.io", rest)) if !rest.contains('/') => ("docker.io", format!("library/{rest}")),
         Some((registry, rest)) if registry == "localhost" || registry.contains(['.', ':']) => {
             (registry, rest.to_owned())
         }
@@ -38,14 +73,14 @@ pub fn completed(reference: &str) -> String {
         None => (&*rest, None),
     };
     let full = match digest {
-        Some(digest) => format!("{registry}/{name}@{digest}"),
+        Some(digest) => format!("{registry}/{}@{digest}", name.split_once(':').map_or(name, |(name, _)| name)),
         None if name.contains(':') => format!("{registry}/{name}"),
         None => format!("{registry}/{name}:latest"),
     };
     if examine(&full).is_ok() { full } else { reference.to_owned() }
 }
 
-fn examine(reference: &str) -> Result<(), &'static str> {
+fn examine(reference: &str) -> Result<Reference<'_>, &'static str> {
     // The grammar's NameTotalLengthMax is of the name alone; a reference that is longer than both is of nobody.
     if reference.len() > 255 + 128 + 72 {
         return Err("too long");
@@ -71,7 +106,10 @@ fn examine(reference: &str) -> Result<(), &'static str> {
     if digest.is_some_and(|digest| !is_digest(digest)) {
         return Err("the digest is not a sha256");
     }
-    if tag.is_none() && digest.is_none() { Err("there is neither a tag nor a digest") } else { Ok(()) }
+    if tag.is_none() && digest.is_none() {
+        return Err("there is neither a tag nor a digest");
+    }
+    Ok(Reference { registry, repository, tag, digest })
 }
 
 /// A host that cannot be mistaken for part of a repository: with a dot or a port, or "localhost".
@@ -170,17 +208,34 @@ mod tests {
             ("lcr.loongnix.cn/calico/node:3.26.1", "lcr.loongnix.cn/calico/node:3.26.1"),
             ("localhost/pause", "localhost/pause:latest"),
             ("lab:5000/pause", "lab:5000/pause:latest"),
+            ("docker.io/busybox:1", "docker.io/library/busybox:1"),
             ("No Name", "No Name"),
         ] {
             assert_eq!(completed(short), full);
         }
-        assert_eq!(completed(&format!("calico/cni@{digest}")), format!("docker.io/calico/cni@{digest}"));
+        for short in ["calico/cni", "docker.io/calico/cni:v3.26.1"] {
+            assert_eq!(completed(&format!("{short}@{digest}")), format!("docker.io/calico/cni@{digest}"));
+        }
+    }
+
+    #[test]
+    fn parts_and_the_names_that_are_asked_for() {
+        let digest = format!("sha256:{}", "0a".repeat(32));
+        let text = format!("lab:5000/a/b:1@{digest}");
+        let both = Reference::parse(&text).unwrap();
+        assert_eq!((both.registry, both.repository), ("lab:5000", "a/b"));
+        assert_eq!((both.tag, both.digest), (Some("1"), Some(&*digest)));
+        assert_eq!(both.names(), ["lab:5000/a/b:1".to_owned(), format!("lab:5000/a/b@{digest}")]);
+        // Whatever a manifest says, what is asked for in the end is one of them.
+        assert!(both.names().contains(&completed(&text)));
+        assert_eq!(Reference::parse("lab:5000/a/b:1").unwrap().names(), ["lab:5000/a/b:1"]);
     }
 
     proptest! {
         #[test]
         fn never_panics(text in "\\PC*") {
-            let _ = check(&text);
+            let parsed = Reference::parse(&text).map(|parts| parts.names().iter().all(|name| check(name).is_ok()));
+            prop_assert!(parsed != Ok(false));
             let full = completed(&text);
             prop_assert!(full == text || check(&full).is_ok());
         }

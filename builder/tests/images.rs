@@ -127,6 +127,9 @@ fn archive(path: &Path, names: &[&str]) {
         let mut header = tar::Header::new_ustar();
         header.set_size(bytes.len() as u64);
         header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         tar.append_data(&mut header, name, &*bytes).unwrap();
     }
     tar.finish().unwrap();

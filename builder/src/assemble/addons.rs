@@ -144,7 +144,7 @@ impl Work<'_> {
         let (mut files, mut problems) = (Vec::new(), Vec::new());
         for (path, text) in texts {
             match manifest::documents(text) {
-                Ok(documents) => files.push(File { path: *path, documents }),
+                Ok(documents) => files.push(File { path, documents }),
                 Err(found) => problems.extend(found.iter().map(|problem| format!("{path}: {problem}"))),
             }
         }

@@ -30,7 +30,7 @@ pub fn part(cluster: &Cluster) -> Cluster {
         | Input::Rootfs(_)
         | Input::Rpm(_)
         | Input::RpmRepository(_) => false,
-        Input::ImageArchive(_) => true,
+        Input::ImageArchive(_) | Input::Oci(_) => true,
     });
     for packages in [&mut part.os.packages, &mut part.payload.packages] {
         packages.clear();

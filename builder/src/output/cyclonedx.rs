@@ -310,8 +310,7 @@ mod tests {
     #[test]
     fn package_urls_are_written_as_their_specification_wants() {
         let qualifiers = BTreeMap::from([("arch", "amd64".to_owned()), ("distro", "bookworm".to_owned())]);
-        let purl =
-            Purl { kind: "deb", namespace: "debian", name: "bash", version: "1:5.2.15-2+b2~x", qualifiers: qualifiers };
+        let purl = Purl { kind: "deb", namespace: "debian", name: "bash", version: "1:5.2.15-2+b2~x", qualifiers };
         assert_eq!(purl.to_string(), "pkg:deb/debian/bash@1:5.2.15-2%2Bb2~x?arch=amd64&distro=bookworm");
         let qualifiers =
             BTreeMap::from([("repository_url", "k8s.gcr.io/kube proxy".to_owned()), ("tag", String::new())]);

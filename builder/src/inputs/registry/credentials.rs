@@ -156,7 +156,7 @@ impl Config {
             return helped(file, helper, host);
         }
         let whole = format!("{host}/{repository}");
-        let covers = |name: &str| whole.strip_prefix(name).is_some_and(|rest| rest.starts_with('/'));
+        let covers = |name: &str| whole.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         let named = self.auths.iter().map(|(name, auth)| (server(name), auth));
         let named = named.filter(|(name, auth)| !auth.is_empty() && covers(name));
         if let Some((name, auth)) = named.max_by_key(|(name, _)| name.len()) {

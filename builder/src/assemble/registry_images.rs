@@ -213,7 +213,7 @@ mod tests {
             (by_manifest.as_str(), &manifest),
             (asked_for.as_str(), &index),
         ]
-        .map(|(name, digest): (&str, &String)| (name, digest.as_str()))
+        .map(|(name, digest)| (name, digest.as_str()))
         .into();
         let own: BTreeSet<String> = names.keys().map(ToString::to_string).collect();
         let offered = image_archive::offered(&bench).unwrap();

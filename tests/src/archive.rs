@@ -85,6 +85,9 @@ fn tar_gz(files: &[(String, Vec<u8>)]) -> Vec<u8> {
         header.as_gnu_mut().unwrap().name[..path.len()].copy_from_slice(path.as_bytes());
         header.set_size(content.len() as u64);
         header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         header.set_cksum();
         tar.append(&header, content.as_slice()).unwrap();
     }

@@ -60,7 +60,10 @@ fn cached_firstboot(workspace: &Path, out: &Path) -> Result<PathBuf, Failure> {
         return Ok(PathBuf::from(String::from_utf8(found.stdout)?.trim_end()));
     }
     let none = out.join("no-firstboot");
-    fs::write(&none, b"")?;
+    // It is watched: written each time, it would have the next build begin anew.
+    if !none.exists() {
+        fs::write(&none, b"")?;
+    }
     Ok(none)
 }
 

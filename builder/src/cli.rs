@@ -89,7 +89,9 @@ pub enum Command {
     /// file that it names. Finds damage; and forgery, where the output is signed and the signer's public key is given.
     Verify {
         /// The output, for example out/lab.iso
-        output: PathBuf,
+        // Not called `output`: that is the name of an option of all commands, and clap takes the two for one.
+        #[arg(value_name = "OUTPUT")]
+        file: PathBuf,
         /// The public key that must have signed it, the second line of minisign.pub
         #[arg(long, value_name = "KEY", conflicts_with = "key_file")]
         key: Option<PublicKey>,

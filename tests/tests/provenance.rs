@@ -166,7 +166,7 @@ fn built_lab_bill_of_materials_has_every_package_of_the_root_and_nothing_more() 
         for license in licenses.map(|choice| text(&choice["license"], "name")) {
             let path = doc.join(name).join("copyright");
             let copyright = fs::read_to_string(&path).unwrap();
-            let named = copyright.lines().any(|line| line.trim_end() == format!("License: {license}"));
+            let named = copyright.lines().any(|line| line.strip_prefix("License:").map(str::trim) == Some(license));
             assert!(named && copyright.contains("copyright-format/1.0"), "{license} in {}", path.display());
         }
     }
@@ -186,7 +186,8 @@ fn built_lab_bill_of_materials_has_programs_and_images_as_the_payload_has_them()
     let kubelet = programs.iter().find(|program| program["name"] == "kubelet").unwrap();
     let source = &kubelet["pedigree"]["ancestors"][0];
     assert_eq!(text(source, "name"), "kubernetes");
-    assert!(text(source, "version").starts_with("1.20.2"), "{source}");
+    // Debian's version of it is 1.20.5+really1.20.2.
+    assert!(text(source, "version").contains("1.20.2"), "{source}");
 
     let index: Value = serde_json::from_slice(&fs::read(payload.join("images/index.json")).unwrap()).unwrap();
     let there: BTreeMap<String, String> = index["manifests"]

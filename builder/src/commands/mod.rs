@@ -50,7 +50,7 @@ pub fn run(cli: &Cli) -> ExitCode {
             serve::run(&Config { folder, boot_files, interface, http_port })
         }
         Command::Store(what) => store::run(&cli.options, &what),
-        Command::Verify { output, key, key_file } => verify::run(&output, key, key_file.as_deref()),
+        Command::Verify { file, key, key_file } => verify::run(&file, key, key_file.as_deref()),
         Command::Write { image, device, yes } => write::run(&cli.options, &image, &device, yes),
     };
     match result {

@@ -12,6 +12,7 @@ pub mod cert;
 pub mod cli;
 pub mod console;
 pub mod context;
+pub mod digest;
 pub mod engine;
 pub mod etcdctl;
 pub mod failure;

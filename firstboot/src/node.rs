@@ -9,6 +9,7 @@ use profiles::render::KubeadmArgs;
 use sha2::{Digest, Sha256};
 
 use crate::bundle::Origin;
+use crate::digest::hex;
 use crate::files::{self, Owner};
 use crate::payload::Payload;
 
@@ -94,11 +95,6 @@ fn hash_file(hash: &mut Sha256, file: &PlannedFile) {
     };
     hash.update(format!("{kind} {} {:o} {} {}\n", file.path, file.mode, file.owner, content.len()));
     hash.update(content);
-}
-
-/// Bytes as lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Names of users and groups on the node.

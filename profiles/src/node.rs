@@ -33,6 +33,24 @@ pub enum Architecture {
     Loong64,
 }
 
+impl Architecture {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Amd64, Self::Loong64];
+
+    /// What `uname -m`, rpm and Rust call it.
+    pub fn machine(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64",
+            Self::Loong64 => "loongarch64",
+        }
+    }
+
+    /// The architecture with that [`Self::machine`].
+    pub fn of_machine(machine: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|architecture| architecture.machine() == machine)
+    }
+}
+
 /// Everything firstboot needs to converge one node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -154,13 +154,10 @@ fn archive_with<'a>(cluster: &'a Cluster, suite: &str) -> Option<&'a DebInput> {
 
 /// The architecture of this machine.
 fn build_architecture() -> Result<Architecture> {
-    match std::env::consts::ARCH {
-        "x86_64" => Ok(Architecture::Amd64),
-        "loongarch64" => Ok(Architecture::Loong64),
-        other => {
-            Err(Failure::user(format!("no toolchain is known for a {other} machine")).hint("build on x86_64").into())
-        }
-    }
+    let machine = std::env::consts::ARCH;
+    Architecture::of_machine(machine).ok_or_else(|| {
+        Failure::user(format!("no toolchain is known for a {machine} machine")).hint("build on x86_64").into()
+    })
 }
 
 fn origin(input: &DebInput) -> Origin {

@@ -69,7 +69,8 @@ fn cut() -> impl Strategy<Value = Mood> {
     (0_usize..400_000).prop_map(Mood::Truncate)
 }
 
-fn fault() -> impl Strategy<Value = Mood> {
+/// What hides or delays a file, and does not change it.
+fn nuisance() -> impl Strategy<Value = Mood> {
     prop_oneof![
         3 => cut(),
         1 => Just(Mood::IgnoreRange),
@@ -77,6 +78,12 @@ fn fault() -> impl Strategy<Value = Mood> {
         1 => Just(Mood::IgnoreVersion),
         1 => Just(Mood::Chunked),
         1 => prop::sample::select(vec![408, 416, 429, 500, 503]).prop_map(Mood::Status),
+    ]
+}
+
+fn fault() -> impl Strategy<Value = Mood> {
+    prop_oneof![
+        8 => nuisance(),
         1 => (0_usize..400_000).prop_map(Mood::Flip),
         1 => (1_usize..200_000).prop_map(Mood::Longer),
         1 => (1_usize..200_000).prop_map(Mood::Shorter),
@@ -86,12 +93,7 @@ fn fault() -> impl Strategy<Value = Mood> {
 /// What a server may do to a file of which nothing is known, and yet be believed: no lie about content.
 fn honest_fault() -> impl Strategy<Value = Mood> {
     prop_oneof![
-        3 => cut(),
-        1 => Just(Mood::IgnoreRange),
-        1 => Just(Mood::WrongStart),
-        1 => Just(Mood::IgnoreVersion),
-        1 => Just(Mood::Chunked),
-        1 => prop::sample::select(vec![408, 416, 429, 500, 503]).prop_map(Mood::Status),
+        8 => nuisance(),
         2 => (1_usize..300_000, any::<u64>()).prop_map(|(len, seed)| Mood::Change(noise(len, seed))),
     ]
 }

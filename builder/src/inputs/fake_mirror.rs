@@ -64,16 +64,10 @@ pub(crate) struct FakeMirror {
 
 impl FakeMirror {
     pub(crate) fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let uri = format!("http://{}", listener.local_addr().unwrap());
         let state = Arc::new(Mutex::new(State::default()));
+        let (uri, listener) = listen();
         let shared = state.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let state = shared.clone();
-                std::thread::spawn(move || serve(stream, &state));
-            }
-        });
+        answer_all(listener, move |stream| serve(stream, &shared));
         Self { state, uri }
     }
 
@@ -111,16 +105,30 @@ impl FakeMirror {
     }
 }
 
-fn serve(mut stream: TcpStream, state: &Mutex<State>) {
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
-    let mut lines = Vec::new();
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line).unwrap_or(0) == 0 || line.trim().is_empty() {
-            break;
+/// Opens a port of its own, and gives its address, too.
+pub(super) fn listen() -> (String, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    (format!("http://{}", listener.local_addr().unwrap()), listener)
+}
+
+/// Has each connection served in a thread of its own.
+pub(super) fn answer_all(listener: TcpListener, serve: impl Fn(TcpStream) + Clone + Send + 'static) {
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let serve = serve.clone();
+            std::thread::spawn(move || serve(stream));
         }
-        lines.push(line.trim().to_owned());
-    }
+    });
+}
+
+/// The lines of a request's head.
+pub(super) fn head(stream: &TcpStream) -> Vec<String> {
+    let lines = BufReader::new(stream).lines().map_while(Result::ok).map(|line| line.trim().to_owned());
+    lines.take_while(|line| !line.is_empty()).collect()
+}
+
+fn serve(mut stream: TcpStream, state: &Mutex<State>) {
+    let lines = head(&stream);
     let Some(target) = lines.first().and_then(|line| line.split(' ').nth(1)).map(str::to_owned) else { return };
     let header = |name: &str| lines.iter().find_map(|line| line.to_lowercase().strip_prefix(name).map(str::to_owned));
     let range = header("range: bytes=");

@@ -99,15 +99,9 @@ impl Mirrors {
     /// If none is known.
     pub fn of_suite(&self, suite: &str) -> Result<Vec<Mirror>, Failure> {
         let archive = archive_of(suite);
-        let mut out = Vec::new();
-        let named = |wanted: &str| {
-            let wanted = wanted.to_owned();
-            self.overrides.iter().filter(move |(name, _)| name.as_deref() == Some(wanted.as_str()))
-        };
         let plain = self.overrides.iter().filter(|(name, _)| name.is_none());
-        for uri in named(suite).chain(named(archive)).map(|(_, uri)| uri.clone()) {
-            out.push(self.mirror(uri, None));
-        }
+        let named = self.named(suite).into_iter().chain(self.named(archive));
+        let mut out: Vec<Mirror> = named.map(|uri| self.mirror(uri, None)).collect();
         if out.is_empty() {
             out.extend(plain.map(|(_, uri)| self.mirror(sibling(uri, archive), None)));
         }
@@ -141,8 +135,7 @@ impl Mirrors {
     /// Where the repository `name` is, the preferred place first: what the person names for it (`NAME=URL`), or else the
     /// address that it was added with. Empty if it was not.
     pub fn of_repository(&self, name: &str) -> Vec<String> {
-        let named = self.overrides.iter().filter(|(own, _)| own.as_deref() == Some(name));
-        let named: Vec<String> = named.map(|(_, uri)| uri.clone()).collect();
+        let named = self.named(name);
         if !named.is_empty() {
             return named;
         }
@@ -162,7 +155,12 @@ impl Mirrors {
     /// The addresses that the person names for the registry of images `host` (`HOST=URL`), the preferred one first.
     /// Empty where the registry itself is asked.
     pub fn of_registry(&self, host: &str) -> Vec<String> {
-        let named = self.overrides.iter().filter(|(own, _)| own.as_deref() == Some(host));
+        self.named(host)
+    }
+
+    /// What the person names for `name` (`NAME=URL`), in their order.
+    fn named(&self, name: &str) -> Vec<String> {
+        let named = self.overrides.iter().filter(|(own, _)| own.as_deref() == Some(name));
         named.map(|(_, uri)| uri.clone()).collect()
     }
 

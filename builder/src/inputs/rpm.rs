@@ -70,14 +70,6 @@ fn broken(what: impl std::fmt::Display) -> anyhow::Error {
     Failure::verification(format!("it is no RPM package, or a damaged one: {what}")).into()
 }
 
-/// rpm's name of a machine, which is that of `uname -m`.
-pub(super) fn machine(architecture: Architecture) -> &'static str {
-    match architecture {
-        Architecture::Amd64 => "x86_64",
-        Architecture::Loong64 => "loongarch64",
-    }
-}
-
 /// A header structure: values by tag.
 struct Header {
     /// Type, count, and where the value begins in `store`.
@@ -292,7 +284,7 @@ pub fn unpack(store: &Store, object: &Digest, architecture: Architecture) -> Res
         let name = [tag::NAME, tag::VERSION, tag::RELEASE].map(|tag| header.string(tag));
         let [name, version, release] = name;
         let name = format!("{}-{}-{}.{own}", name?, version?, release?);
-        let wanted = machine(architecture);
+        let wanted = architecture.machine();
         if own != wanted && own != "noarch" {
             bail!(
                 Failure::verification(format!("{name} is for {own}, not for {wanted}"))

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use profiles::bundle::PayloadKind;
-use profiles::node::{LoadBalancer, NetworkPlugin, Role};
+use profiles::node::{Architecture, LoadBalancer, NetworkPlugin, Role};
 
 use super::known::{self, Needed, is_meant};
-use super::media::{Unpacked, architecture};
+use super::media::Unpacked;
 use super::record::SAVED;
 use super::{Machine, old_world};
 use crate::context::{Cx, RUN_DIR, STATE_DIR};
@@ -52,7 +52,7 @@ pub(super) fn system(machine: &Machine<'_>) -> Vec<Finding> {
     if !machine.is_root {
         findings.push(Finding::error("os.root", "you are not root", "run it as root, or with sudo"));
     }
-    if architecture(&machine.architecture).is_none() {
+    if Architecture::of_machine(&machine.architecture).is_none() {
         let text = format!("there are no bundles for {}", machine.architecture);
         findings.push(Finding::error("os.arch", text, "use an x86_64 or a loongarch64 machine"));
     }

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use profiles::bundle::{HOST_FILES, PayloadKind};
-use profiles::node::Role;
+use profiles::node::{Architecture, Role};
 use profiles::signing::PublicKey;
 
 use super::check::{self, Checks};
 use super::known;
-use super::media::{Unpacked, architecture};
+use super::media::Unpacked;
 use super::record::{Phase, Record, SAVED};
 use super::{HOSTS, Machine, Origin, hosts};
 use crate::cli;
@@ -68,7 +68,7 @@ struct Node<'a> {
 /// the same again goes on.
 pub fn install(machine: &Machine<'_>, options: &Install) -> Result<()> {
     let system = check::system(machine);
-    let (Some(architecture), []) = (architecture(&machine.architecture), system.as_slice()) else {
+    let (Some(architecture), []) = (Architecture::of_machine(&machine.architecture), system.as_slice()) else {
         return refuse(machine, &system);
     };
     let bundle = Unpacked::open(&options.bundle, architecture, options.key.as_ref())?;

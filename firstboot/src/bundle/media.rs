@@ -14,9 +14,9 @@ use sha2::{Digest, Sha256};
 
 use super::Machine;
 use crate::context::below;
+use crate::digest::{self, hex};
 use crate::failure::Failure;
 use crate::files;
-use crate::node::hex;
 use crate::payload::{self, Payload};
 use crate::seed::document::Seed;
 use crate::seed::{self, RawSeed};
@@ -38,23 +38,6 @@ pub(super) struct Unpacked {
     /// The key that signed that list; `None` if none had to.
     pub signed_by: Option<KeyId>,
     files: BTreeMap<String, String>,
-}
-
-/// What `uname -m` calls an architecture that there are bundles for.
-pub(super) fn architecture(machine: &str) -> Option<Architecture> {
-    match machine {
-        "x86_64" => Some(Architecture::Amd64),
-        "loongarch64" => Some(Architecture::Loong64),
-        _ => None,
-    }
-}
-
-/// What `uname -m` says on machines of an architecture.
-fn machine_of(architecture: Architecture) -> &'static str {
-    match architecture {
-        Architecture::Amd64 => "x86_64",
-        Architecture::Loong64 => "loongarch64",
-    }
 }
 
 impl Unpacked {
@@ -101,7 +84,7 @@ impl Unpacked {
             return Err(Failure::seed(reason, "use the bundle's own `./install`").into());
         }
         let signed_by = key.map(|key| key.id());
-        Ok(Self { dir: dir.to_owned(), index, digest: hex(&Sha256::digest(&sums)), signed_by, files })
+        Ok(Self { dir: dir.to_owned(), index, digest: digest::sha256(&sums), signed_by, files })
     }
 
     fn folder(&self) -> &'static str {
@@ -140,11 +123,11 @@ impl Unpacked {
     /// Why no machine of this architecture can be the node `name`.
     fn not_here(&self, name: &str) -> Failure {
         let own = self.index.architecture;
-        let others = [Architecture::Amd64, Architecture::Loong64].into_iter().filter(|other| *other != own);
-        let of = others.into_iter().find(|other| self.other_half(*other).is_some_and(|half| half.node(name).is_some()));
+        let has = |other: Architecture| self.other_half(other).is_some_and(|half| half.node(name).is_some());
+        let of = Architecture::ALL.into_iter().find(|other| *other != own && has(*other));
         match of {
             Some(other) => Failure::seed(
-                format!("`{name}` is a node for {} machines, and this one is {}", machine_of(other), machine_of(own)),
+                format!("`{name}` is a node for {} machines, and this one is {}", other.machine(), own.machine()),
                 format!("install it there; for this machine the bundle has: {}", self.names()),
             ),
             None => Failure::seed(

@@ -8,12 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use profiles::signing::PublicKey;
-use sha2::{Digest, Sha256};
 
 use super::*;
+use crate::digest::sha256;
 use crate::failure::{Exit, Failure};
 use crate::journal::{Event, Journal, Record as Line};
-use crate::node::hex;
 use crate::runner::Output;
 use crate::seed::Sources;
 use crate::testing::{FakeHost, FakeRunner, PROFILE};
@@ -186,7 +185,7 @@ impl Lab {
             if path.contains("/bin/") {
                 fs::set_permissions(&to, fs::Permissions::from_mode(0o700)).unwrap();
             }
-            sums += &format!("{}  {path}\n", hex(&Sha256::digest(text)));
+            sums += &format!("{}  {path}\n", sha256(text));
         }
         fs::write(self.bundle().join("SHA256SUMS.amd64"), sums).unwrap();
     }
@@ -584,10 +583,10 @@ fn a_bundle_must_be_signed_where_somebody_asks_for_it() {
 
     // The bundle names the key itself.
     let index = lab.bundle().join("amd64/bundle.json");
-    let before = hex(&Sha256::digest(fs::read(&index).unwrap()));
+    let before = sha256(fs::read(&index).unwrap());
     let named = fs::read_to_string(&index).unwrap().replacen('{', &format!("{{\"signing_key\":\"{key}\","), 1);
     fs::write(&index, &named).unwrap();
-    let sums = fs::read_to_string(&list).unwrap().replace(&before, &hex(&Sha256::digest(&named)));
+    let sums = fs::read_to_string(&list).unwrap().replace(&before, &sha256(&named));
     fs::write(&list, &sums).unwrap();
     refused(None, "does not fit");
     fs::write(&signature, crate::testing::signed(sums.as_bytes()).1).unwrap();

@@ -5,31 +5,11 @@ use anyhow::{Context, Result, ensure};
 use profiles::medium::{Medium, MediumNode, SCHEMA};
 use profiles::node::Architecture;
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 
 use super::write::SECTOR;
 
 /// An index of thirty nodes is some 100 KiB.
 pub const INDEX_LIMIT: u64 = 16 << 20;
-
-/// Lower-case hexadecimal SHA-256.
-pub fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-/// Lower-case hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The architecture this program is compiled for.
-fn own_architecture() -> Option<Architecture> {
-    match std::env::consts::ARCH {
-        "x86_64" => Some(Architecture::Amd64),
-        "loongarch64" => Some(Architecture::Loong64),
-        _ => None,
-    }
-}
 
 /// Reads an index whose SHA-256 is known to be right.
 pub fn parse(bytes: &[u8]) -> Result<Medium> {
@@ -45,7 +25,7 @@ pub fn parse(bytes: &[u8]) -> Result<Medium> {
          initramfs that are on the medium itself"
     );
     let medium: Medium = serde_json::from_slice(bytes).context("understanding the medium's index")?;
-    let own = own_architecture();
+    let own = Architecture::of_machine(std::env::consts::ARCH);
     ensure!(
         own == Some(medium.architecture),
         "the medium is for {:?}, this machine is {}",

@@ -17,6 +17,7 @@ use super::index::{self, INDEX_LIMIT};
 use super::signature::{self, Refused};
 use crate::console::Console;
 use crate::context::RUN_DIR;
+use crate::digest;
 use crate::files::read_limited;
 use crate::init::disk::{DEADLINE, NEWS_EVERY, block_devices};
 use crate::init::modules::Modules;
@@ -139,7 +140,7 @@ fn read(root: &Path, sha256: &str, key: Option<&PublicKey>) -> Result<Option<Fou
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("reading {}", dir.join(INDEX).display())),
     };
-    if index::sha256(&bytes) != sha256 {
+    if digest::sha256(&bytes) != sha256 {
         return Ok(None);
     }
     if let Some(key) = key {
@@ -192,7 +193,7 @@ mod tests {
     #[test]
     fn the_index_says_which_medium_it_is() {
         let root = tempfile::tempdir().unwrap();
-        let sha = |bytes: &[u8]| index::sha256(bytes);
+        let sha = |bytes: &[u8]| digest::sha256(bytes);
         assert!(read(root.path(), &sha(b""), None).unwrap().is_none(), "no folder");
         let bytes = serde_json::to_vec(&medium(&["master-1"])).unwrap();
         fs::create_dir(root.path().join(FOLDER)).unwrap();
@@ -211,7 +212,7 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         let bytes = serde_json::to_vec(&medium(&["master-1"])).unwrap();
         fs::write(folder.join(INDEX), &bytes).unwrap();
-        let sha = index::sha256(&bytes);
+        let sha = digest::sha256(&bytes);
         let list = format!("{sha}  {INDEX}\n");
         let (key, signature) = crate::testing::signed(list.as_bytes());
         let refused = || {
@@ -225,7 +226,7 @@ mod tests {
         assert_eq!(found.index, medium(&["master-1"]));
         // Another index under the list of this one; it is not even looked at.
         fs::write(folder.join(INDEX), b"{}").unwrap();
-        let error = read(root.path(), &index::sha256(b"{}"), Some(&key)).unwrap_err();
+        let error = read(root.path(), &digest::sha256(b"{}"), Some(&key)).unwrap_err();
         assert!(error.to_string().contains("is that of another index"), "{error:#}");
     }
 

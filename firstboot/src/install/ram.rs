@@ -9,10 +9,10 @@ use anyhow::{Context, Result, bail, ensure};
 use profiles::medium::{Medium, MediumNode};
 use profiles::node::Role;
 
-use super::index::sha256;
 use super::loop_device::LoopDevice;
 use super::medium::Found;
 use crate::console::Console;
+use crate::digest::sha256;
 use crate::files;
 use crate::init::{data, mounts};
 use crate::seed::{RawSeed, document};
@@ -69,7 +69,7 @@ pub fn seed(dir: &Path, medium: &Medium, node: &MediumNode) -> Result<RawSeed> {
     for (name, content) in contents {
         let path = format!("{folder}/{name}");
         let wanted = medium.files.get(&path).map(|file| file.sha256.as_str());
-        if content.map(|content| sha256(content)).as_deref() != wanted {
+        if content.map(sha256).as_deref() != wanted {
             bail!("the medium's file `{path}` is corrupt or missing: write the medium again, or use another stick");
         }
     }

@@ -9,8 +9,8 @@ use std::rc::Rc;
 use profiles::medium::{Machine, Medium, MediumFile, MediumNode, Piece, Range, SCHEMA, Target};
 use profiles::node::Architecture;
 
-use super::index::sha256;
 use crate::console::Console;
+use crate::digest::sha256;
 
 /// The cluster of every test.
 pub const CLUSTER_ID: &str = "0123456789abcdef0123456789abcdef";

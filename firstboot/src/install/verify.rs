@@ -11,9 +11,9 @@ use anyhow::{Context, Result, bail, ensure};
 use profiles::medium::{Medium, MediumNode, Piece};
 use sha2::{Digest, Sha256};
 
-use super::index::hex;
 use super::progress::Progress;
 use crate::console::Console;
+use crate::digest::hex;
 
 /// How much is read at a time.
 pub const BUFFER: usize = 4 << 20;
@@ -124,7 +124,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::install::index::sha256;
+    use crate::digest::sha256;
     use crate::install::testing::{quiet, written};
 
     #[test]

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::kubeadm::{kubectl, last_line};
 use crate::context::{Cx, PAYLOAD_DIR, Poll};
+use crate::digest::hex;
 use crate::engine::{State, Step, journal_state};
 use crate::runner::Command;
 
@@ -260,7 +261,7 @@ impl Step for Addons {
                 hash.update(fs::read(dir.join(Path::new(file))).unwrap_or_default());
             }
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&hash.finalize())
     }
 }
 

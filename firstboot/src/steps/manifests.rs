@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::kubeadm::kubectl;
 use crate::context::{Cx, PAYLOAD_DIR};
+use crate::digest::hex;
 use crate::engine::{State, Step, journal_state};
 use crate::files;
 
@@ -141,7 +142,7 @@ impl Step for Manifests {
         for path in manifest_files(cx).unwrap_or_default() {
             hash.update(fs::read(&path).unwrap_or_default());
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&hash.finalize())
     }
 
     fn attempts(&self) -> u32 {

@@ -5,13 +5,14 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::Write;
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 
 use base64ct::{Base64, Encoding};
 use serde_json::{Value, json};
 
+use crate::inputs::fake_mirror::{answer_all, head, listen};
 use crate::store::Digest;
 
 pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -83,8 +84,7 @@ fn linked(media_type: &str, bytes: &[u8]) -> Value {
 
 impl FakeRegistry {
     pub(super) fn start(access: Access) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let uri = format!("http://{}", listener.local_addr().unwrap());
+        let (uri, listener) = listen();
         let state = State {
             access,
             realm: None,
@@ -95,12 +95,7 @@ impl FakeRegistry {
         };
         let registry = Self { state: Arc::new(Mutex::new(state)), uri };
         let shared = registry.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let registry = shared.clone();
-                std::thread::spawn(move || registry.serve(stream));
-            }
-        });
+        answer_all(listener, move |stream| shared.serve(stream));
         registry
     }
 
@@ -176,15 +171,7 @@ impl FakeRegistry {
     }
 
     fn serve(&self, mut stream: TcpStream) {
-        let mut reader = BufReader::new(stream.try_clone().unwrap());
-        let mut lines = Vec::new();
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line).unwrap_or(0) == 0 || line.trim().is_empty() {
-                break;
-            }
-            lines.push(line.trim().to_owned());
-        }
+        let lines = head(&stream);
         let Some(path) = lines.first().and_then(|line| line.split(' ').nth(1)).map(str::to_owned) else { return };
         let header = |name: &str| {
             let line = lines.iter().find(|line| line.to_lowercase().starts_with(&format!("{name}: ")));

@@ -24,7 +24,6 @@ use self::version::Evr;
 use super::deb::archive::decompress;
 use super::deb::openpgp::Keyring;
 use super::download::{Downloader, Item};
-use super::rpm::machine;
 use crate::error::{self, Failure};
 use crate::lock::{ItemKind, LockedItem};
 
@@ -232,7 +231,7 @@ struct Found {
 }
 
 fn runs_on(package: &Package, architecture: Architecture) -> bool {
-    package.architecture == machine(architecture) || package.architecture == "noarch"
+    package.architecture == architecture.machine() || package.architecture == "noarch"
 }
 
 /// The higher version; of the same, the one built for the machine; of those, always the same one.
@@ -266,7 +265,7 @@ fn all_of(
     if missing.is_empty() {
         return Ok(chosen);
     }
-    let machine = machine(architecture);
+    let machine = architecture.machine();
     let message = format!("the repository {url} lacks packages for {machine}:\n  {}", missing.join("\n  "));
     Err(Failure::user(message)
         .hint(format!("write names as `dnf --repofrompath=x,{url} --repo=x list` shows them, with `=VERSION` at most")))

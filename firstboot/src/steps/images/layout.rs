@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
 
-use crate::files;
+use crate::{digest, files};
 
 /// By which annotation of the index containerd names an image, the first one that is there.
 const NAMES: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
@@ -169,7 +168,7 @@ fn blob(dir: &Path, descriptor: &Descriptor) -> Result<Blob> {
 fn verified(dir: &Path, blob: &Blob) -> Result<Vec<u8>> {
     let path = blob_path(dir, &blob.sha256);
     let content = files::read_limited(&path, DOCUMENT_LIMIT).with_context(|| format!("reading {}", path.display()))?;
-    let found: String = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+    let found = digest::sha256(&content);
     ensure!(found == blob.sha256, "{} is damaged: its content is sha256:{found}", path.display());
     Ok(content)
 }

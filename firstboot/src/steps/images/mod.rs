@@ -28,6 +28,7 @@ use self::layout::{Blob, Image, Layout};
 use self::registry::Registry;
 use super::{CONTROL_PLANE, JOIN, containerd, services};
 use crate::context::{Cx, PAYLOAD_DIR, RUN_DIR};
+use crate::digest::hex;
 use crate::engine::{State, Step, journal_state, was_interrupted};
 use crate::files;
 use crate::journal::Progress;
@@ -92,7 +93,7 @@ impl Step for Images {
         for image in layout.map(|layout| layout.images).unwrap_or_default() {
             hash.update(format!("{} {}\n", image.name, image.target.digest()));
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&hash.finalize())
     }
 }
 
@@ -236,6 +237,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::digest::sha256;
     use crate::engine::converge;
     use crate::runner::Output;
     use crate::testing::Lab;
@@ -245,7 +247,7 @@ mod tests {
 
     /// Adds a blob to the payload; gives its descriptor.
     fn blob(lab: &Lab, content: &str) -> serde_json::Value {
-        let sha256: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = sha256(content);
         lab.write(&format!("/opt/imgbuild/images/blobs/sha256/{sha256}"), content);
         json!({"mediaType": "application/x", "digest": format!("sha256:{sha256}"), "size": content.len()})
     }
@@ -480,7 +482,7 @@ mod tests {
         let by_tag = "/v2/kube-apiserver/manifests/v1.20.2?ns=k8s.gcr.io";
         let (head, body) = ask(&address, &format!("GET {by_tag}"));
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains(&digest), "{head}");
-        let found: String = Sha256::digest(&body).iter().map(|byte| format!("{byte:02x}")).collect();
+        let found = sha256(&body);
         assert_eq!(format!("sha256:{found}"), digest);
         let (head, body) = ask(&address, &format!("HEAD {by_tag}"));
         assert!(head.contains("Content-Type: application/x") && body.is_empty(), "{head}");

@@ -3,7 +3,7 @@
 //! For tests/fuzz: parsers that nobody else may call. There with `--cfg fuzzing` alone, and no interface of anybody.
 //! They panic where a property does not hold.
 
-use crate::inputs::{deb, image_archive, rpm, rpm_repository};
+use crate::inputs::{deb, image_archive, registry, rpm, rpm_repository};
 use crate::store::Store;
 use crate::tree::{FileTree, layers, system};
 use crate::{lock, output, serve, tree};
@@ -44,6 +44,11 @@ pub fn repository(data: &[u8]) {
 /// Files of an archive of container images.
 pub fn images(store: &Store, files: FileTree) {
     image_archive::fuzz(store, files);
+}
+
+/// What a registry of images answers, and a file with credentials for it.
+pub fn registry(data: &[u8]) {
+    registry::fuzz(data);
 }
 
 /// A lock.

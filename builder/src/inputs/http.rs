@@ -320,10 +320,11 @@ pub(super) fn is_loopback(name: &str) -> bool {
     name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// Host with port, and path with the slash, of an http URL.
+/// Host with port, and path with the slash and what follows it, of an http URL.
 pub(super) fn host_and_path(url: &str) -> (&str, &str) {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    // A query may have slashes in it, and an `@`.
+    let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     (host.rsplit_once('@').map_or(host, |(_, host)| host), path)
 }
 
@@ -366,18 +367,22 @@ fn get_by_proxy(proxy: &str, ask: &Ask<'_>, stall: Duration) -> Result<Response,
     read_response(BufReader::new(stream)).map_err(about)
 }
 
-fn read_response(mut stream: BufReader<TcpStream>) -> io::Result<Response> {
+fn read_response<R: Read + Send + 'static>(mut stream: BufReader<R>) -> io::Result<Response> {
     let garbled = || io::Error::new(io::ErrorKind::InvalidData, "garbled response");
     let mut head = Vec::new();
     loop {
         let mut line = String::new();
         // No header line of a mirror is longer than this.
         (&mut stream).take(16 << 10).read_line(&mut line)?;
-        let line = line.trim_end().to_owned();
+        let line = line.trim_end();
         if line.is_empty() || head.len() > 100 {
             break;
         }
-        head.push(line);
+        // A bare CR is for some the end of a line (RFC 9112, section 2.2), and values are sent in later requests.
+        if line.contains(|c: char| c.is_control() && c != '\t') {
+            return Err(garbled());
+        }
+        head.push(line.to_owned());
     }
     let status = head.first().and_then(|line| line.split(' ').nth(1)).and_then(|code| code.parse().ok());
     let lines = head.iter().skip(1).filter_map(|line| line.split_once(':'));
@@ -397,13 +402,13 @@ fn read_response(mut stream: BufReader<TcpStream>) -> io::Result<Response> {
 }
 
 /// A body in chunks: RFC 9112 section 7.1.
-struct Chunked {
-    stream: BufReader<TcpStream>,
+struct Chunked<R> {
+    stream: BufReader<R>,
     left: u64,
     done: bool,
 }
 
-impl Read for Chunked {
+impl<R: Read> Read for Chunked<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         while self.left == 0 && !self.done {
             let mut line = String::new();
@@ -425,10 +430,69 @@ impl Read for Chunked {
     }
 }
 
+/// For tests/fuzz: reads `bytes` as the response of a proxy.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(bytes: &[u8]) {
+    let Ok(response) = read_response(BufReader::new(io::Cursor::new(bytes.to_vec()))) else { return };
+    for (name, value) in &response.headers {
+        assert!(!value.contains(['\r', '\n', '\0']), "{name:?}: {value:?}");
+    }
+    let chunked = is_chunked(response.header("transfer-encoding"));
+    let length = response.length.filter(|_| !chunked);
+    let mut body = Vec::new();
+    if response.body.take(1 << 20).read_to_end(&mut body).is_ok() {
+        assert!(body.len() <= bytes.len());
+        assert!(length.is_none_or(|length| body.len() as u64 <= length), "{length:?}");
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+
+    fn response(text: &'static str) -> io::Result<Response> {
+        read_response(BufReader::new(text.as_bytes()))
+    }
+
+    fn body(text: &'static str) -> io::Result<String> {
+        let mut body = String::new();
+        response(text)?.body.read_to_string(&mut body)?;
+        Ok(body)
+    }
+
+    #[test]
+    fn responses_of_a_proxy() {
+        let part = "HTTP/1.1 206 So\r\nContent-Length: 3\r\nContent-Range: bytes 2-4/5\r\nETag:\t\"a\"\r\n\r\nabcd";
+        let found = response(part).unwrap();
+        assert_eq!((found.status, found.length, found.start, found.total), (206, Some(3), Some(2), Some(5)));
+        assert_eq!((found.framed, found.version.as_deref()), (true, Some("\"a\"")));
+        assert_eq!(body("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcd").unwrap(), "abc");
+        assert_eq!(body("HTTP/1.0 200 OK\n\nabcd").unwrap(), "abcd");
+        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n1\r\nd\r\n0\r\n\r\n";
+        assert_eq!(body(chunked).unwrap(), "abcd");
+        for (broken, kind) in [
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\na", io::ErrorKind::UnexpectedEof),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\na", io::ErrorKind::InvalidData),
+            ("HTTP/1.1 OK\r\n\r\n", io::ErrorKind::InvalidData),
+            ("HTTP/1.1 200 OK\r\nETag: \"a\rX: y\"\r\n\r\n", io::ErrorKind::InvalidData),
+            ("", io::ErrorKind::InvalidData),
+        ] {
+            assert_eq!(body(broken).unwrap_err().kind(), kind, "{broken:?}");
+        }
+    }
+
+    #[test]
+    fn hosts_end_where_paths_queries_and_fragments_begin() {
+        for (url, wanted) in [
+            ("http://user:secret@lab:80/a?b", ("lab:80", "/a?b")),
+            ("http://lab?x=@other/", ("lab", "?x=@other/")),
+            ("http://lab#@other", ("lab", "#@other")),
+            ("lab:3128", ("lab:3128", "")),
+        ] {
+            assert_eq!(host_and_path(url), wanted, "{url}");
+        }
+    }
 
     fn version(headers: &[(&str, &'static str)]) -> Option<String> {
         strong_version(|name| headers.iter().find(|(own, _)| *own == name).map(|(_, value)| *value))

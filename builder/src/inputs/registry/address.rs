@@ -62,6 +62,21 @@ pub(super) fn joined(url: &str, location: &str) -> Option<String> {
     origin(&target).is_some().then_some(target)
 }
 
+/// For tests/fuzz: what is private is so to whoever opens the connection, too; redirects lead somewhere.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(text: &str) {
+    let (url, location) = text.split_once('\n').unwrap_or((text, ""));
+    let _ = repository(url);
+    if url.starts_with("http://") && is_private(url) {
+        let own = origin(url).unwrap_or_default();
+        let host = host_of(&own);
+        assert!(is_loopback(host) || is_loopback(host_name(host)), "{url:?}");
+    }
+    if let Some(next) = joined(url, location) {
+        assert!(origin(&next).is_some() && !next.contains('#'), "{next:?}");
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -100,6 +115,8 @@ mod tests {
             "http://localhost.example/",
             "http://127.0.0.1@example/",
             "http://localhost:1@example:80/",
+            "http://example?@127.0.0.1/",
+            "http://example#@127.0.0.1/",
             "http://10.0.0.1/",
         ] {
             assert!(!is_private(bad), "{bad}");

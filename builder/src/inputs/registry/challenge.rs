@@ -65,6 +65,22 @@ fn is_token(c: char) -> bool {
     c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c)
 }
 
+/// For tests/fuzz: what is read is read the same again once it is written by the grammar.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(text: &str) {
+    let found = parse(text);
+    let written: Vec<String> = found.iter().map(written).collect();
+    assert_eq!(parse(&written.join(", ")), found, "{text:?}");
+}
+
+/// A challenge as RFC 9110 has it.
+#[cfg(fuzzing)]
+fn written(challenge: &Challenge) -> String {
+    let quoted = |value: &str| value.replace('\\', "\\\\").replace('"', "\\\"");
+    let parameters = challenge.parameters.iter().map(|(name, value)| format!("{name}=\"{}\"", quoted(value)));
+    format!("{} {}", challenge.scheme, parameters.collect::<Vec<_>>().join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

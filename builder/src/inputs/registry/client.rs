@@ -187,10 +187,7 @@ impl Registry {
             }
             status => return Err(GetError::Permanent(format!("the token service answers HTTP {status}"))),
         }
-        let token = serde_json::from_slice::<Token>(&small(response, TOKEN_LIMIT)?).ok();
-        let token = token.map(|token| if token.token.is_empty() { token.access_token } else { token.token });
-        token
-            .filter(|token| !token.is_empty())
+        token_of(&small(response, TOKEN_LIMIT)?)
             .ok_or_else(|| GetError::Permanent(format!("the token service of {} answers without a token", self.origin)))
     }
 
@@ -212,6 +209,13 @@ impl Registry {
             "see whether the name is right; `docker login {host}` or `skopeo login {host}` if it is not public"
         )))
     }
+}
+
+/// The token in a token service's answer.
+fn token_of(text: &[u8]) -> Option<String> {
+    let token: Token = serde_json::from_slice(text).ok()?;
+    let token = if token.token.is_empty() { token.access_token } else { token.token };
+    Some(token).filter(|token| !token.is_empty())
 }
 
 /// What an answer that is an error says, for people: `HTTP 404, manifest unknown`.
@@ -244,6 +248,17 @@ fn header(scheme: &str, token: &str) -> Result<String, GetError> {
     Err(GetError::Permanent("the token has characters in it that no token has".to_owned()))
 }
 
+/// For tests/fuzz: neither terminals nor header lines get more than they should.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(text: &[u8]) {
+    if let Some(message) = message(text) {
+        assert!(message.chars().count() <= SHOWN && !message.contains(char::is_control), "{message:?}");
+    }
+    if let Some(Ok(line)) = token_of(text).map(|token| header("Bearer", &token)) {
+        assert!(line.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()), "{line:?}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,6 +279,18 @@ mod tests {
         }
         let long = format!(r#"{{"errors":[{{"message":"{}"}}]}}"#, "x".repeat(1000));
         assert_eq!(message(long.as_bytes()).map(|text| text.len()), Some(SHOWN));
+    }
+
+    #[test]
+    fn a_token_has_either_name() {
+        for (text, wanted) in [
+            (&br#"{"token":"a","access_token":"b"}"#[..], Some("a")),
+            (br#"{"access_token":"b","expires_in":60}"#, Some("b")),
+            (br#"{"token":""}"#, None),
+            (b"token", None),
+        ] {
+            assert_eq!(token_of(text).as_deref(), wanted);
+        }
     }
 
     #[test]

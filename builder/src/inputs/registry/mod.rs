@@ -188,3 +188,16 @@ fn pem(text: &[u8]) -> Vec<Certificate<'static>> {
         })
         .collect()
 }
+
+/// For tests/fuzz: reads `data` as whatever a registry answers, and as a file with credentials.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    super::http::fuzz(data);
+    client::fuzz(data);
+    credentials::fuzz(data);
+    resolve::fuzz(data);
+    if let Ok(text) = std::str::from_utf8(data) {
+        challenge::fuzz(text);
+        address::fuzz(text);
+    }
+}

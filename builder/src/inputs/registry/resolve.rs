@@ -140,7 +140,7 @@ impl<'a> Source<'a> {
             manifests.push(blob);
             match document {
                 Document::Index(entries) => {
-                    let chosen = self.choose(entries).map_err(of_name)?;
+                    let chosen = choose(self.architecture, entries).map_err(of_name)?;
                     next = Some(chosen.digest.clone());
                     entry = Some(chosen);
                 }
@@ -244,32 +244,6 @@ impl<'a> Source<'a> {
         Ok((found, document))
     }
 
-    /// The entry for our machine.
-    fn choose(&self, entries: Vec<Entry>) -> Result<Entry, Failure> {
-        let mut entries: Vec<Entry> = entries.into_iter().filter(|entry| !entry.is_attestation()).collect();
-        let ours = |entry: &Entry| {
-            entry.platform.as_ref().is_some_and(|own| is_for(self.architecture, &own.os, &own.architecture))
-        };
-        let variant = |entry: &Entry| entry.platform.as_ref().map(|own| own.variant.clone()).unwrap_or_default();
-        // Of several levels of an architecture the one that the oldest machine runs: the one without, then v1, v2.
-        let best = (0..entries.len()).filter(|at| ours(&entries[*at])).min_by_key(|at| variant(&entries[*at]));
-        // An index of indices need not say what is in them.
-        let best = best.or_else(|| entries.iter().position(|entry| entry.platform.is_none()));
-        if let Some(best) = best {
-            return Ok(entries.swap_remove(best));
-        }
-        let platforms: BTreeSet<String> = entries
-            .iter()
-            .filter_map(|entry| entry.platform.as_ref())
-            .map(|own| shown(&own.os, &own.architecture, &own.variant))
-            .collect();
-        let platforms = if platforms.is_empty() { "nothing".into() } else { Vec::from_iter(platforms).join(", ") };
-        let wanted = goarch(self.architecture);
-        Err(Failure::user(format!("there is none for linux/{wanted}; its index has {platforms}")).hint(
-            "take an image that is made for this machine; `names` of the input gives it the name that is asked for",
-        ))
-    }
-
     /// The blob as something to fetch.
     fn item(&self, blob: &Blob) -> Item {
         let path = format!("{}/blobs/sha256:{}", self.reference.repository, blob.digest);
@@ -332,6 +306,30 @@ impl Pulled<'_> {
     }
 }
 
+/// The entry for our machine.
+fn choose(architecture: Architecture, entries: Vec<Entry>) -> Result<Entry, Failure> {
+    let mut entries: Vec<Entry> = entries.into_iter().filter(|entry| !entry.is_attestation()).collect();
+    let ours =
+        |entry: &Entry| entry.platform.as_ref().is_some_and(|own| is_for(architecture, &own.os, &own.architecture));
+    let variant = |entry: &Entry| entry.platform.as_ref().map(|own| own.variant.clone()).unwrap_or_default();
+    // Of several levels of an architecture the one that the oldest machine runs: the one without, then v1, v2.
+    let best = (0..entries.len()).filter(|at| ours(&entries[*at])).min_by_key(|at| variant(&entries[*at]));
+    // An index of indices need not say what is in them.
+    let best = best.or_else(|| entries.iter().position(|entry| entry.platform.is_none()));
+    if let Some(best) = best {
+        return Ok(entries.swap_remove(best));
+    }
+    let platforms: BTreeSet<String> = entries
+        .iter()
+        .filter_map(|entry| entry.platform.as_ref())
+        .map(|own| shown(&own.os, &own.architecture, &own.variant))
+        .collect();
+    let platforms = if platforms.is_empty() { "nothing".into() } else { Vec::from_iter(platforms).join(", ") };
+    let wanted = goarch(architecture);
+    Err(Failure::user(format!("there is none for linux/{wanted}; its index has {platforms}"))
+        .hint("take an image that is made for this machine; `names` of the input gives it the name that is asked for"))
+}
+
 fn shown(os: &str, architecture: &str, variant: &str) -> String {
     if variant.is_empty() { format!("{os}/{architecture}") } else { format!("{os}/{architecture}/{variant}") }
 }
@@ -384,6 +382,28 @@ fn layer(link: &Link) -> Result<(), String> {
         ));
     }
     if is(&LAYERS) { Ok(()) } else { Err(format!("its layer {} is of the unknown type {own}", link.digest)) }
+}
+
+/// For tests/fuzz: reads `bytes` as a manifest, with what a server may say that it is.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(bytes: &[u8]) {
+    for content_type in [None, Some(MANIFESTS[1]), Some(INDICES[0])] {
+        match understand(bytes, content_type) {
+            Ok(Document::Index(entries)) => {
+                if let Ok(entry) = choose(Architecture::Amd64, entries) {
+                    assert!(!entry.is_attestation(), "{entry:?}");
+                }
+            }
+            Ok(Document::Image { config, layers }) => {
+                for link in layers.iter().chain([&config]) {
+                    if let Ok(blob) = blob_of(link) {
+                        assert_eq!(link.digest.to_ascii_lowercase(), format!("sha256:{}", blob.digest));
+                    }
+                }
+            }
+            Err(why) => assert!(!why.is_empty()),
+        }
+    }
 }
 
 /// What helps when there is no answer.

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What each target in `targets/` does with its input, and the inputs it begins with. A target panics where a property
-//! does not hold; that nothing panics, overflows, takes long or much memory is what libFuzzer sees to.
+//! Every fuzz target in one program: each needs most of the builder, which would be linked and kept once for each.
+//! It is the target by whose name it is called: `tests/run-fuzz` makes a link for each.
+//!
+//! A target is a module. `run` is what it does with an input, and panics where a property does not hold; that nothing
+//! panics, overflows, takes long or much memory is what libFuzzer sees to. `seeds` are the inputs it begins with.
+#![no_main]
 
 use std::fs;
 use std::fs::File;
@@ -12,32 +16,74 @@ use std::sync::OnceLock;
 
 use imgbuild::store::Store;
 
-pub mod archive;
-pub mod cluster;
-pub mod disk;
-pub mod documents;
-pub mod elf;
-pub mod images;
-pub mod network;
-pub mod openpgp;
-pub mod repository;
-pub mod rpm;
-pub mod squashfs;
-pub mod text;
-pub mod yaml;
+mod archive;
+mod cluster;
+mod disk;
+mod documents;
+mod elf;
+mod images;
+mod network;
+mod openpgp;
+mod registry;
+mod repository;
+mod rpm;
+mod squashfs;
+mod text;
+mod yaml;
+
+/// A target.
+struct Target {
+    name: &'static str,
+    run: fn(&[u8]),
+    seeds: fn() -> Vec<Vec<u8>>,
+}
+
+/// The targets that these modules are.
+macro_rules! targets {
+    ($($name:ident)*) => {
+        &[$(Target { name: stringify!($name), run: $name::run, seeds: $name::seeds }),*]
+    };
+}
+
+/// All: `tests/run-fuzz` takes every file beside this one for a target.
+const TARGETS: &[Target] = targets![
+    archive cluster disk documents elf images network openpgp registry repository rpm squashfs text yaml
+];
 
 /// Names the folder that a target writes its seeds to, instead of fuzzing.
 const SEEDS: &str = "IMGBUILD_FUZZ_SEEDS";
 
-/// Runs before the first input.
-pub fn init(seeds: fn() -> Vec<Vec<u8>>) {
-    let Some(folder) = std::env::var_os(SEEDS) else { return };
-    let folder = Path::new(&folder);
+/// What the chosen target does with an input.
+static RUN: OnceLock<fn(&[u8])> = OnceLock::new();
+
+libfuzzer_sys::fuzz_target!(init: init(), |data: &[u8]| run(data));
+
+/// Runs before the first input: chooses the target.
+fn init() {
+    let called = std::env::args_os().next().unwrap_or_default();
+    let name = Path::new(&called).file_name().unwrap_or_default();
+    let Some(target) = TARGETS.iter().find(|target| name == target.name) else {
+        let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
+        eprintln!("{} is no fuzz target; call this program {}", name.display(), names.join(", "));
+        std::process::exit(1);
+    };
+    if let Some(folder) = std::env::var_os(SEEDS) {
+        write_seeds(target, Path::new(&folder));
+        std::process::exit(0);
+    }
+    RUN.get_or_init(|| target.run);
+}
+
+fn run(data: &[u8]) {
+    let run = RUN.get().expect("libFuzzer begins with `init`");
+    run(data);
+}
+
+fn write_seeds(target: &Target, folder: &Path) {
     fs::create_dir_all(folder).expect("making the folder of seeds");
-    for (number, seed) in seeds().iter().enumerate() {
+    for (number, seed) in (target.seeds)().iter().enumerate() {
         fs::write(folder.join(format!("seed-{number:02}")), seed).expect("writing a seed");
     }
-    std::process::exit(0);
 }
 
 /// What separates the parts of an input that has several.

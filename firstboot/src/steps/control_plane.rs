@@ -67,7 +67,7 @@ impl Step for ControlPlane {
                 let joined = join::join(cx)
                     .or_else(|error| {
                         resume(cx, patience(cx), again, || {}, error)?;
-                        kubeadm::name_runtime(cx)
+                        kubeadm::name_runtime(cx, kubeadm::ADMINS_CONFIG)
                     })
                     .and_then(|()| wait_for_own_api(cx));
                 if let Some(turn) = turn {

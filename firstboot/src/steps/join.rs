@@ -9,7 +9,7 @@ use profiles::render::{DISCOVERY_CONFIG, KUBEADM_JOIN_CONFIG};
 use serde_json::Value;
 
 use super::control_plane::membership;
-use super::kubeadm::{self, get_node, kubectl_as, last_line};
+use super::kubeadm::{self, KUBELETS_CONFIG, get_node, kubectl_as, last_line};
 use super::{JOIN, PEERS};
 use crate::cert::{self, show_time};
 use crate::context::{Cx, Poll};
@@ -19,6 +19,9 @@ use crate::files;
 
 /// How long a Node of this name may stay Ready: the cluster notices after 40 s that a machine went off.
 const NAME_TAKEN: Duration = Duration::from_secs(600);
+
+/// How long an API server may be too busy for the last request of a join.
+const BUSY: Duration = Duration::from_secs(300);
 
 /// Joins a worker.
 pub(super) struct Join;
@@ -43,12 +46,11 @@ impl Step for Join {
         let what = format!("the API server at {}", endpoint(cx));
         let hint = "look at the consoles of the masters, and at the load balancer";
         cx.wait_for(&what, PEERS, Duration::from_secs(3), hint, || api(cx))?;
-        join(cx)
+        join(cx).or_else(|error| finish(cx, error))
     }
 
     fn verify(&self, cx: &Cx<'_>) -> Result<()> {
-        let made = cx.path("/etc/kubernetes/kubelet.conf");
-        anyhow::ensure!(made.exists(), "kubeadm join ended without /etc/kubernetes/kubelet.conf");
+        anyhow::ensure!(cx.path(KUBELETS_CONFIG).exists(), "kubeadm join ended without {KUBELETS_CONFIG}");
         Ok(())
     }
 
@@ -66,6 +68,25 @@ pub(super) fn join(cx: &Cx<'_>) -> Result<()> {
     wait_for_the_name(cx)?;
     cx.say("this node joins the cluster");
     kubeadm::run(cx, args(&cx.plan.kubeadm.join), || {})
+}
+
+/// The last thing that a worker's join does is a request with ten seconds of patience (its client's timeout), after its kubelet
+/// has joined. Joining once more would have to wait until the Node that is there counts as gone; so only that request is made
+/// again. `error` is what kubeadm gave up with.
+fn finish(cx: &Cx<'_>, error: anyhow::Error) -> Result<()> {
+    if !cx.path(KUBELETS_CONFIG).exists() {
+        return Err(error);
+    }
+    cx.say("kubeadm gave up on a kubelet that has joined: doing again what is left");
+    cx.log(&format!("{error:#}"));
+    let hint = "look at the consoles of the masters";
+    let finished = cx.wait_for("the API server to take it", BUSY, Duration::from_secs(10), hint, || {
+        Ok(match kubeadm::name_runtime(cx, KUBELETS_CONFIG) {
+            Ok(()) => Poll::Ready(()),
+            Err(error) => Poll::Pending(last_line(&format!("{error:#}"))),
+        })
+    });
+    finished.or(Err(error))
 }
 
 /// Arguments of kubeadm for a join.
@@ -200,6 +221,7 @@ mod tests {
 
     use super::*;
     use crate::engine::converge;
+    use crate::node::{Kind, PlannedFile};
     use crate::runner::Output;
     use crate::testing::{DISCOVERY, Lab};
 
@@ -294,6 +316,52 @@ mod tests {
         run(&lab).unwrap();
         assert_eq!(joined(&lab), 1);
         assert!(lab.exists("/etc/kubernetes/discovery.conf"));
+    }
+
+    /// A kubelet that joins under a kubeadm that gives up, and what the API server says to each note of its runtime.
+    fn joins_without_kubeadm(lab: &mut Lab, statuses: impl Fn(u32) -> i32 + 'static) {
+        lab.plan.files.push(PlannedFile {
+            path: KUBEADM_JOIN_CONFIG.to_owned(),
+            mode: 0o600,
+            owner: "root".to_owned(),
+            kind: Kind::File("nodeRegistration:\n  criSocket: unix:///run/x.sock\n".into()),
+        });
+        let made = lab.root().join("etc/kubernetes/kubelet.conf");
+        let mut runs = 0;
+        lab.runner.on("kubeadm join", move |_| {
+            runs += 1;
+            std::fs::write(&made, "x").unwrap();
+            let said = "error execution phase kubelet-start: error uploading crisocket: context deadline exceeded";
+            Output { status: i32::from(runs == 1), stderr_tail: said.into(), ..Output::default() }
+        });
+        let mut notes = 0;
+        lab.runner.on("kubectl --kubeconfig=/etc/kubernetes/kubelet.conf", move |_| {
+            notes += 1;
+            Output { status: statuses(notes), stderr_tail: "Unable to connect".into(), ..Output::default() }
+        });
+    }
+
+    #[test]
+    fn a_kubelet_that_has_joined_stays_though_kubeadm_gave_up() {
+        let mut lab = lab();
+        joins_without_kubeadm(&mut lab, |note| i32::from(note < 3));
+        run(&lab).unwrap();
+        let trace = lab.runner.take_trace();
+        let note = "annotate --overwrite node worker-1 kubeadm.alpha.kubernetes.io/cri-socket=unix:///run/x.sock";
+        assert_eq!(trace.iter().filter(|line| line.ends_with(note)).count(), 3, "{trace:?}");
+        assert_eq!(trace.iter().filter(|line| *line == KUBEADM).count(), 1, "{trace:?}");
+        assert!(!trace.iter().any(|line| line.contains("crictl")), "{trace:?}");
+        assert!(lab.log().contains("error uploading crisocket"));
+    }
+
+    #[test]
+    fn a_kubelet_that_has_joined_in_vain_is_taken_back() {
+        let mut lab = lab();
+        joins_without_kubeadm(&mut lab, |_| 1);
+        run(&lab).unwrap();
+        assert!(lab.host.slept() >= BUSY);
+        assert_eq!(joined(&lab), 2);
+        assert!(lab.console_lines().iter().any(|line| line.contains("taking back what")));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //! What `kubeadm init` and `kubeadm join` have in common, and how either is taken back.
 //!
 //! kubeadm cannot resume where it stopped. So a run that did not end well is taken back to where it began, and runs again as a
-//! whole; but for an init or a master's join whose control plane runs ([`control_plane_is_made`]): only what it does through that is done
-//! again.
+//! whole; but for an init or a master's join whose control plane runs ([`control_plane_is_made`]), and a worker's join whose
+//! kubelet has joined: only what it does through the API server after that is done again.
 //! What the seed brought (CAs, the service-account key, etcd's client certificate, the join credential) and etcd's data
 //! are input, and are never touched. kubelet is enabled only afterwards: a reboot in the middle must not start half a
 //! control plane.
@@ -17,6 +17,10 @@ use crate::context::Cx;
 use crate::files;
 use crate::runner::{Command, redact};
 
+/// The administrator's access, which masters have.
+pub(super) const ADMINS_CONFIG: &str = "/etc/kubernetes/admin.conf";
+/// kubelet's access, which lets kubectl act as this node. A join's kubelet makes it, once it has its certificate.
+pub(super) const KUBELETS_CONFIG: &str = "/etc/kubernetes/kubelet.conf";
 const RUNTIME: &str = "unix:///run/containerd/containerd.sock";
 const MANIFESTS: &str = "/etc/kubernetes/manifests";
 /// What it makes on a master below /etc/kubernetes/pki, beside its input.
@@ -41,7 +45,7 @@ pub(super) fn kubectl_as(kubeconfig: &str, args: &[impl AsRef<str>]) -> Command 
 
 /// kubectl as the administrator.
 pub(super) fn kubectl(args: &[impl AsRef<str>]) -> Command {
-    kubectl_as("/etc/kubernetes/admin.conf", args)
+    kubectl_as(ADMINS_CONFIG, args)
 }
 
 /// What asks for a Node: one request, where `kubectl get node` first asks for all that the API server offers, in
@@ -88,15 +92,16 @@ pub(super) fn run_beside_kubelet(
     Ok(())
 }
 
-/// Writes down on this node's Node which runtime it has, for `kubeadm upgrade` and `kubeadm reset`: the last thing that the phase
+/// Writes down on this node's Node, with the access in `kubeconfig`, which runtime it has: for `kubeadm upgrade` and `kubeadm reset`: the last thing that the phase
 /// `kubelet-start` of a join does, and what it most often gives up at (`PatchNodeCRISocket` in cmd/kubeadm/app/phases/patchnode).
-pub(super) fn name_runtime(cx: &Cx<'_>) -> Result<()> {
+pub(super) fn name_runtime(cx: &Cx<'_>, kubeconfig: &str) -> Result<()> {
     // As its version of kubeadm writes it: the file that it joined with says it.
     let join = cx.plan.texts_below(KUBEADM_JOIN_CONFIG).next().map_or("", |(_, text)| text);
     let socket = join.lines().find_map(|line| line.trim().strip_prefix("criSocket: "));
     let socket = socket.with_context(|| format!("{KUBEADM_JOIN_CONFIG} has no criSocket"))?;
     let annotation = format!("kubeadm.alpha.kubernetes.io/cri-socket={}", socket.trim_matches(['"', '\'']));
-    cx.run(&kubectl(&["annotate", "--overwrite", "node", &cx.profile().node.name, &annotation]).timeout(300))?;
+    let annotate = ["annotate", "--overwrite", "node", &cx.profile().node.name, &annotation];
+    cx.run(&kubectl_as(kubeconfig, &annotate).timeout(300))?;
     Ok(())
 }
 

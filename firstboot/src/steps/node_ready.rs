@@ -7,11 +7,9 @@ use anyhow::{Context, Result};
 use profiles::node::Role;
 use serde_json::Value;
 
-use super::kubeadm::{get_node, kubectl, kubectl_as, last_line};
+use super::kubeadm::{KUBELETS_CONFIG, get_node, kubectl, kubectl_as, last_line};
 use crate::context::{Cx, Poll};
 use crate::engine::{State, Step};
-
-const KUBELETS_CONFIG: &str = "/etc/kubernetes/kubelet.conf";
 
 pub(super) struct NodeReady;
 

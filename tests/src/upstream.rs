@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The hosts that `profiles/upstream-ha` takes everything from, played on loopback: dl.k8s.io, GitHub's releases and raw
-//! files on a web server, registry.k8s.io and docker.io in a real registry. Addresses, redirects, archives, lists of
-//! checksums and indices of images have the form of the real ones; in place of every program is a stand-in. Versions are
-//! those that a cluster file names, everything else is written down here, so that a cluster file that is wrong about it
-//! finds nothing.
+//! The hosts that `profiles/upstream-ha` takes everything from, played on loopback: dl.k8s.io, GitHub's releases and
+//! raw files on a web server, registry.k8s.io and docker.io in a real registry. Addresses, redirects, archives, lists
+//! of checksums and indices of images have the form of the real ones; in place of every program is a stand-in. Versions
+//! are those that a cluster file names, everything else is written down here, so that a cluster file that is wrong
+//! about it finds nothing.
 //!
 //! Sources, at the releases that the cluster file names: Kubernetes' `release.go` (k8s.io/release), cri-tools'
 //! `hack/release.sh`, containerd's `Makefile` (`pack_release`), runc's `script/release_build.sh` and `release_sign.sh`,
@@ -309,9 +309,7 @@ impl Upstream {
     /// Docker's form, and that of the sandbox has some for Windows besides.
     fn image(&mut self, registry: &str, name: &str, path: &str) {
         let reference = format!("{registry}/{name}");
-        let mut platforms: Vec<Value> = ["amd64", "arm64", "ppc64le", "s390x"]
-            .map(|architecture| json!({ "architecture": architecture, "os": "linux" }))
-            .into();
+        let mut platforms: Vec<Value> = ["amd64", "arm64"].map(|name| json!({ "architecture": name, "os": "linux" })).into();
         platforms[1]["variant"] = "v8".into();
         if name.starts_with("pause:") {
             let windows = ["10.0.17763.5820", "10.0.20348.2461"];

@@ -309,8 +309,10 @@ impl Upstream {
     /// Docker's form, and that of the sandbox has some for Windows besides.
     fn image(&mut self, registry: &str, name: &str, path: &str) {
         let reference = format!("{registry}/{name}");
-        let mut platforms: Vec<Value> = ["amd64", "arm64"].map(|name| json!({ "architecture": name, "os": "linux" })).into();
-        platforms[1]["variant"] = "v8".into();
+        let mut platforms = vec![
+            json!({ "architecture": "amd64", "os": "linux" }),
+            json!({ "architecture": "arm64", "os": "linux", "variant": "v8" }),
+        ];
         if name.starts_with("pause:") {
             let windows = ["10.0.17763.5820", "10.0.20348.2461"];
             let windows = windows.map(|of| json!({ "architecture": "amd64", "os": "windows", "os.version": of }));

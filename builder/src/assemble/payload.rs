@@ -22,14 +22,14 @@ use crate::store::{Digest, step_key};
 use crate::tree::{Entry, FileTree, alternatives};
 
 /// Raised when the code below makes another payload out of the same inputs.
-const STEP_VERSION: u32 = 2;
+const STEP_VERSION: u32 = 3;
 /// The same for the list of its images.
 const IMAGES_VERSION: u32 = 1;
 
 /// Where a package keeps its CNI plugins (`/usr/lib/cni` by Debian's patch of containernetworking-plugins).
 const PACKAGED_CNI: &str = "usr/lib/cni/";
 
-/// What every node finds in the payload's bin.
+/// What every node that runs pods finds in the payload's bin, and no other node.
 const COMMANDS: [&str; 4] = ["crictl", "kubeadm", "kubectl", "kubelet"];
 
 /// The name of containerd's package, source package and program.
@@ -212,7 +212,8 @@ fn tree(bench: &Bench<'_>, kind: NodeKind, firstboot: &[u8], manifests: &Manifes
 
 /// Whether nodes of a kind get a file of the payload, by its path there.
 fn is_wanted(kind: NodeKind, path: &str) -> bool {
-    kind == NodeKind::Pods || !OF_PODS.iter().any(|folder| path.starts_with(folder))
+    let is_command = || path.strip_prefix("bin/").is_some_and(|name| COMMANDS.contains(&name));
+    kind == NodeKind::Pods || !is_command() && !OF_PODS.iter().any(|folder| path.starts_with(folder))
 }
 
 /// Whether nodes of a kind get a file that goes to `to` on the node.
@@ -383,12 +384,14 @@ mod tests {
             "/etc/motd",
             "/opt/imgbuild/manifests/10-a.yaml",
             "/opt/imgbuild/cni/bin/calico",
+            "/opt/imgbuild/bin/kubelet",
+            "/opt/imgbuild/bin/tool",
             "/opt/imgbuild/share/note",
         ] {
             lab.sources.files.push((to.to_owned(), 0o644, text));
         }
         let tree = tree(&lab.bench(), NodeKind::Etcd, b"firstboot", &Manifests::default()).unwrap();
-        assert_eq!(paths(&tree), ["bin", "bin/firstboot", "payload.json", "share", "share/note"]);
+        assert_eq!(paths(&tree), ["bin", "bin/firstboot", "bin/tool", "payload.json", "share", "share/note"]);
         let description = tree.content("payload.json").unwrap().read(&lab.store).unwrap();
         let description: serde_json::Value = serde_json::from_slice(&description).unwrap();
         assert_eq!(description, serde_json::json!({"schema": 1, "architecture": "loong64"}));

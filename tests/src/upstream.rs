@@ -87,13 +87,16 @@ pub struct Pin {
 /// If one of them has no `sha256`.
 pub fn pins(cluster: &str) -> Vec<Pin> {
     let table: toml::Table = cluster.parse().unwrap();
-    let text = |input: &toml::Value, key: &str| input[key].as_str().unwrap().to_owned();
+    let text = |input: &toml::Value, key: &str| {
+        let value = input.get(key).and_then(toml::Value::as_str);
+        value.unwrap_or_else(|| panic!("this input has no `{key}`: {input:?}")).to_owned()
+    };
     let pin = |input: &toml::Value| {
         let lists = input.get("checksums").and_then(toml::Value::as_array).into_iter().flatten();
         Pin {
             input: text(input, "name"),
             url: text(input, "url"),
-            sha256: input.get("sha256").map(|_| text(input, "sha256")).expect("a pinned file"),
+            sha256: text(input, "sha256"),
             checksums: lists.map(|list| list.as_str().unwrap().to_owned()).collect(),
         }
     };

@@ -111,8 +111,8 @@ pub struct KubernetesSection {
 /// TOML: `[containerd]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct ContainerdSection {
-    /// Required. Version, or its beginning, of the packaged or compiled containerd: `"1.6"`. Decides the format of its
-    /// configuration; the build fails when the package is another.
+    /// Required. Version, or its beginning, of the containerd that is packaged, compiled or brought: `"1.6"`. Decides the
+    /// format of its configuration; the build fails when the package is another.
     pub version: Version,
 }
 

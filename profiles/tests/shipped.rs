@@ -42,7 +42,7 @@ fn cluster(name: &str) -> Cluster {
 fn every_cluster_file_renders_every_node() {
     let clusters = shipped();
     let names: Vec<&str> = clusters.iter().map(|(name, _)| name.as_str()).collect();
-    for name in ["lab", "lab-split", "lab-ha", "hyperconverged", "kylin-v11-ha"] {
+    for name in ["lab", "lab-split", "lab-ha", "hyperconverged", "kylin-v11-ha", "upstream-ha"] {
         assert!(names.contains(&name), "{name} is gone; there are {names:?}");
     }
     for (name, cluster) in clusters {

@@ -98,6 +98,23 @@ pub fn read_fat(image: &Path, name: &str, path: &str) -> Vec<u8> {
     run_bytes(tool("mcopy").env("MTOOLS_SKIP_CHECK", "1").args(["-i", &fat(image, name), &format!("::{path}"), "-"]))
 }
 
+/// Files of a squashfs, by `unsquashfs -lln`: the path of each without a slash before it, and its line.
+pub fn listing(image: &Path) -> Vec<(String, String)> {
+    let text = run(tool("unsquashfs").arg("-lln").arg(image));
+    let lines = text.lines().filter_map(|line| Some((line.split_once("squashfs-root")?.1.to_owned(), line.to_owned())));
+    lines.map(|(path, line)| (path.split(" -> ").next().unwrap().trim_start_matches('/').to_owned(), line)).collect()
+}
+
+/// A file of a squashfs that is text.
+pub fn cat(image: &Path, path: &str) -> String {
+    String::from_utf8(cat_bytes(image, path)).unwrap_or_else(|error| panic!("{path} is no text: {error}"))
+}
+
+/// A file of a squashfs.
+pub fn cat_bytes(image: &Path, path: &str) -> Vec<u8> {
+    run_bytes(tool("unsquashfs").arg("-cat").arg(image).arg(path))
+}
+
 /// Makes a qcow2 overlay over `image` that gives the kernel one more argument, so that systemd starts a root shell on the
 /// second serial line. No other byte differs, and the image is not written to.
 pub fn debug_overlay(image: &Path, target: &Path) {

@@ -35,6 +35,8 @@ pub struct Registry {
     folder: PathBuf,
     /// Host and port.
     pub host: String,
+    /// Whether it wants TLS, a user and a password.
+    is_private: bool,
     child: Child,
 }
 
@@ -77,8 +79,9 @@ impl Registry {
         Self::start(folder, "private", &more)
     }
 
-    /// A registry that has what another one keeps in `folder`, and gives it to everybody, without TLS.
+    /// A registry that has what is kept in `folder`, perhaps by another one, and gives it to everybody, without TLS.
     pub fn open(folder: &Path) -> Self {
+        fs::create_dir_all(folder).unwrap();
         Self::start(folder, "open", &json!({}))
     }
 
@@ -110,7 +113,8 @@ impl Registry {
             let mut child = registry.spawn().unwrap_or_else(|error| panic!("running {}: {error}", program.display()));
             while child.try_wait().unwrap().is_none() && begin.elapsed() < PATIENCE {
                 if TcpStream::connect(&host).is_ok() {
-                    return Self { folder: folder.to_owned(), host, child };
+                    let is_private = more.get("tls").is_some();
+                    return Self { folder: folder.to_owned(), host, is_private, child };
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -126,35 +130,62 @@ impl Registry {
         self.folder.join("ca.pem")
     }
 
-    fn skopeo(&self, arguments: &[&str]) -> Command {
+    /// skopeo with what it must know to get in; its options for a copy's destination begin with `dest-`.
+    fn skopeo(&self, arguments: &[&str], side: &str) -> Command {
         let mut skopeo = tool("skopeo");
         skopeo.args(arguments);
+        if self.is_private {
+            skopeo.arg(format!("--{side}cert-dir")).arg(self.folder.join("certificates"));
+            skopeo.args([format!("--{side}creds"), format!("{USER}:{PASSWORD}")]);
+        } else {
+            skopeo.arg(format!("--{side}tls-verify=false"));
+        }
         skopeo
     }
 
-    /// Pushes the image of [`layout`] to `lab.io`'s `name:tag`.
+    /// Pushes the image of [`layout`] to `name:tag`.
     pub fn push(&self, layout: &Path, name: &str) {
+        self.push_as(layout, name, "oci");
+    }
+
+    /// The same with manifests in the form that skopeo calls `format`: `oci`, or Docker's `v2s2`.
+    pub fn push_as(&self, layout: &Path, name: &str, format: &str) {
         let target = format!("docker://{}/{name}", self.host);
         let source = format!("oci:{}:image", layout.display());
-        let certificates = self.folder.join("certificates").display().to_string();
-        let credentials = format!("{USER}:{PASSWORD}");
-        let mut copy = self.skopeo(&["copy", "--all", "--quiet", "--insecure-policy"]);
-        copy.args(["--dest-cert-dir", &certificates, "--dest-creds", &credentials, &source, &target]);
-        run(&mut copy);
+        let mut copy = self.skopeo(&["copy", "--all", "--quiet", "--insecure-policy", "--format", format], "dest-");
+        run(copy.args([source, target]));
     }
 
     /// What skopeo finds there, byte for byte: an index or a manifest.
     pub fn raw(&self, name: &str) -> String {
-        let certificates = self.folder.join("certificates").display().to_string();
-        let credentials = format!("{USER}:{PASSWORD}");
-        let mut inspect = self.skopeo(&["inspect", "--raw", "--cert-dir", &certificates, "--creds", &credentials]);
-        run(inspect.arg(format!("docker://{}/{name}", self.host)))
+        run(self.skopeo(&["inspect", "--raw"], "").arg(format!("docker://{}/{name}", self.host)))
     }
+}
+
+/// An image for one machine.
+#[derive(Debug, Clone)]
+pub struct Variant {
+    /// The machine, as an index says it: `architecture`, `os`, and what else there is.
+    pub platform: Value,
+    /// Files of its one layer: path, mode, content.
+    pub files: Vec<(String, u32, Vec<u8>)>,
 }
 
 /// Writes an OCI layout to `folder`, with an image of one layer for each of `architectures`; the layer has `text` in
 /// it.
 pub fn layout(folder: &Path, architectures: &[&str], text: &str) {
+    let variant = |architecture: &&str| {
+        let content = format!("{architecture} {text}\n").repeat(1000);
+        Variant {
+            platform: json!({ "architecture": architecture, "os": "linux" }),
+            files: vec![("etc/motd".to_owned(), 0o644, content.into_bytes())],
+        }
+    };
+    layout_of(folder, &architectures.iter().map(variant).collect::<Vec<_>>());
+}
+
+/// Writes an OCI layout to `folder`, with one image for all of these machines.
+pub fn layout_of(folder: &Path, variants: &[Variant]) {
     let blobs = folder.join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
     let put = |bytes: &[u8], kind: &str| -> Value {
@@ -165,24 +196,20 @@ pub fn layout(folder: &Path, architectures: &[&str], text: &str) {
         let media_type = format!("application/vnd.oci.image.{kind}");
         json!({ "mediaType": media_type, "digest": format!("sha256:{hash}"), "size": bytes.len() })
     };
-    let image = |architecture: &&str| -> Value {
-        let content = format!("{architecture} {text}\n").repeat(1000);
-        let mut tar = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_gnu();
-        header.set_size(content.len() as u64);
-        header.set_mode(0o644);
-        tar.append_data(&mut header, "etc/motd", content.as_bytes()).unwrap();
-        let layer = put(&tar.into_inner().unwrap(), "layer.v1.tar");
-        let config = json!({ "architecture": architecture, "os": "linux", "config": {},
-            "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] } });
+    let image = |variant: &Variant| -> Value {
+        let layer = put(&layer(&variant.files), "layer.v1.tar");
+        // What an index says of a machine, a configuration says in the same words.
+        let mut config = variant.platform.clone();
+        config["config"] = json!({});
+        config["rootfs"] = json!({ "type": "layers", "diff_ids": [layer["digest"]] });
         let config = put(config.to_string().as_bytes(), "config.v1+json");
         let media_type = "application/vnd.oci.image.manifest.v1+json";
         let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": [layer] });
         let mut manifest = put(manifest.to_string().as_bytes(), "manifest.v1+json");
-        manifest["platform"] = json!({ "architecture": architecture, "os": "linux" });
+        manifest["platform"] = variant.platform.clone();
         manifest
     };
-    let images: Vec<Value> = architectures.iter().map(image).collect();
+    let images: Vec<Value> = variants.iter().map(image).collect();
     let media_type = "application/vnd.oci.image.index.v1+json";
     let index = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": images });
     let mut index = put(index.to_string().as_bytes(), "index.v1+json");
@@ -190,4 +217,19 @@ pub fn layout(folder: &Path, architectures: &[&str], text: &str) {
     let all = json!({ "schemaVersion": 2, "manifests": [index] });
     fs::write(folder.join("index.json"), all.to_string()).unwrap();
     fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+}
+
+/// A layer with these files, all root's.
+fn layer(files: &[(String, u32, Vec<u8>)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, mode, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(*mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        tar.append_data(&mut header, path, content.as_slice()).unwrap();
+    }
+    tar.into_inner().unwrap()
 }

@@ -33,6 +33,8 @@ pub struct Web {
 #[derive(Debug, Clone, Default)]
 struct Served {
     bytes: Arc<Vec<u8>>,
+    /// Where it really is, if not here.
+    location: Option<String>,
     /// Where the client keeps what it has of it.
     partial: Option<PathBuf>,
     sent: u64,
@@ -58,6 +60,11 @@ impl Web {
     /// Has this file at this path from now on.
     pub fn put(&self, path: &str, bytes: impl Into<Vec<u8>>) {
         self.files.lock().unwrap().entry(path.to_owned()).or_default().bytes = Arc::new(bytes.into());
+    }
+
+    /// Sends whoever asks for this path on to `location`, which is a URL, or begins with a slash, from now on.
+    pub fn redirect(&self, path: &str, location: &str) {
+        self.files.lock().unwrap().entry(path.to_owned()).or_default().location = Some(location.to_owned());
     }
 
     /// Sends no more of a file from now on than the client, which has it in the file `partial`, can have written, but
@@ -106,6 +113,10 @@ impl Web {
         let Some(file) = self.files.lock().unwrap().get(&path).cloned() else {
             return stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         };
+        if let Some(location) = &file.location {
+            let head = format!("HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n");
+            return stream.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes());
+        }
         let (bytes, whole) = (&file.bytes, file.bytes.len());
         let tag: String = Sha256::digest(bytes.as_slice()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         let tag = format!("\"{tag}\"");

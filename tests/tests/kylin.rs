@@ -15,7 +15,8 @@ use std::sync::OnceLock;
 
 use imgbuild_tests::build::{binary, copy_cluster, folder, repository, users_store};
 use imgbuild_tests::cli::{Outcome, code, files_below, sha256};
-use imgbuild_tests::disk::{extract, partitions, read_fat};
+use imgbuild_tests::disk::{cat, extract, listing, partitions, read_fat};
+use imgbuild_tests::stand_in::pack;
 use imgbuild_tests::tool::{run, tool};
 use serde_json::{Value, json};
 
@@ -218,22 +219,6 @@ fn install(root: &Path) {
     // modules.order and modules.builtin stay; depmod's own files are made anew in any case.
 }
 
-/// GNU tar: `paths` of `folder` into `to`, everything root's.
-fn pack(folder: &Path, to: &Path, paths: &[&str]) {
-    let mut tar = Command::new("tar");
-    tar.args([
-        "--create",
-        "--auto-compress",
-        "--sort=name",
-        "--numeric-owner",
-        "--owner=0",
-        "--group=0",
-        "--mtime=@1750000000",
-    ]);
-    tar.env("ZSTD_CLEVEL", "1").arg("--file").arg(to).arg("--directory").arg(folder).args(paths);
-    run(&mut tar);
-}
-
 /// A folder with a copy of the cluster file and all its inputs.
 struct Room {
     dir: tempfile::TempDir,
@@ -413,17 +398,6 @@ fn old_world() -> Vec<u8> {
     assert_eq!(bytes[48] & 0xc0, 0x40, "busybox is of the new world");
     bytes[48] &= 0x3f;
     bytes
-}
-
-/// Files of a squashfs, by `unsquashfs -lln`: the line of each, by path.
-fn listing(image: &Path) -> Vec<(String, String)> {
-    let text = run(tool("unsquashfs").args(["-lln"]).arg(image));
-    let lines = text.lines().filter_map(|line| Some((line.split_once("squashfs-root")?.1.to_owned(), line.to_owned())));
-    lines.map(|(path, line)| (path.split(" -> ").next().unwrap().trim_start_matches('/').to_owned(), line)).collect()
-}
-
-fn cat(image: &Path, path: &str) -> String {
-    run(tool("unsquashfs").arg("-cat").arg(image).arg(path))
 }
 
 #[test]

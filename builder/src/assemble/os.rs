@@ -141,20 +141,20 @@ fn binaries<'a>(bench: &Bench<'a>, kind: NodeKind) -> Result<BTreeMap<&'a str, D
 }
 
 /// The overlays of a distribution, in the order they are put on.
-fn overlays(bench: &Bench<'_>, kind: NodeKind) -> Vec<&'static str> {
+fn overlays(bench: &Bench<'_>, kind: NodeKind) -> Result<Vec<&'static str>> {
     let mut overlays = match bench.cluster.os.distribution {
         Distribution::Debian => vec!["common", "debian"],
         Distribution::Kylin => vec!["common", "kylin"],
     };
-    // A packaged one brings its unit.
-    if binary_names(bench, kind).iter().any(|name| name == "containerd") {
+    // A packaged one brings its unit; what is compiled or released is a program alone.
+    if binary_names(bench, kind).iter().any(|name| name == "containerd") || vendor::brings_containerd(bench)? {
         overlays.push("containerd");
     }
-    overlays
+    Ok(overlays)
 }
 
 pub(super) fn overlays_digest(bench: &Bench<'_>, kind: NodeKind) -> Result<Digest> {
-    let trees = overlays(bench, kind).into_iter().map(overlay::overlay).collect::<Result<Vec<_>>>()?;
+    let trees = overlays(bench, kind)?.into_iter().map(overlay::overlay).collect::<Result<Vec<_>>>()?;
     Ok(Digest::of(format!("{trees:?}").as_bytes()))
 }
 
@@ -175,7 +175,7 @@ pub(super) fn root(bench: &Bench<'_>, kind: NodeKind) -> Result<os::Os> {
         extra.insert(&format!("usr/bin/{name}"), bench.file(&object, 0o755)?)?;
     }
     let options = os::Options {
-        overlays: overlays(bench, kind).iter().map(ToString::to_string).collect(),
+        overlays: overlays(bench, kind)?.iter().map(ToString::to_string).collect(),
         extra,
         alternatives: bench.cluster.os.alternatives.clone(),
     };
@@ -208,4 +208,26 @@ fn boot_loader(bench: &Bench<'_>, tree: &FileTree) -> Result<Part> {
 fn part(bench: &Bench<'_>, content: &Content) -> Result<Part> {
     let (object, size) = bench.store.put_reader(content.reader(bench.store)?, None)?;
     Ok(Part { object, size })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::assemble::testing::Lab;
+
+    #[test]
+    fn a_containerd_that_no_package_brings_gets_a_unit() {
+        let mut lab = Lab::of(include_str!("../../../profiles/upstream-ha/cluster.toml"));
+        let own = |lab: &Lab, kind| overlays(&lab.bench(), kind).unwrap();
+        assert_eq!(own(&lab, NodeKind::Pods), ["common", "debian"]);
+        lab.sources.files.push(("/usr/bin/containerd".to_owned(), 0o755, Digest::of(b"released")));
+        // What is released is in every root: there is one for all.
+        for kind in [NodeKind::Pods, NodeKind::Etcd] {
+            assert_eq!(own(&lab, kind), ["common", "debian", "containerd"]);
+        }
+        let compiled = Lab::loong64();
+        assert_eq!(own(&compiled, NodeKind::Pods).last(), Some(&"containerd"));
+        assert!(!own(&compiled, NodeKind::Etcd).contains(&"containerd"));
+    }
 }

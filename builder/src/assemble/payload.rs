@@ -22,14 +22,14 @@ use crate::store::{Digest, step_key};
 use crate::tree::{Entry, FileTree, alternatives};
 
 /// Raised when the code below makes another payload out of the same inputs.
-const STEP_VERSION: u32 = 2;
+const STEP_VERSION: u32 = 3;
 /// The same for the list of its images.
 const IMAGES_VERSION: u32 = 1;
 
 /// Where a package keeps its CNI plugins (`/usr/lib/cni` by Debian's patch of containernetworking-plugins).
 const PACKAGED_CNI: &str = "usr/lib/cni/";
 
-/// What every node finds in the payload's bin.
+/// What every node that runs pods finds in the payload's bin, and no other node.
 const COMMANDS: [&str; 4] = ["crictl", "kubeadm", "kubectl", "kubelet"];
 
 /// The name of containerd's package, source package and program.
@@ -212,7 +212,8 @@ fn tree(bench: &Bench<'_>, kind: NodeKind, firstboot: &[u8], manifests: &Manifes
 
 /// Whether nodes of a kind get a file of the payload, by its path there.
 fn is_wanted(kind: NodeKind, path: &str) -> bool {
-    kind == NodeKind::Pods || !OF_PODS.iter().any(|folder| path.starts_with(folder))
+    let is_command = || path.strip_prefix("bin/").is_some_and(|name| COMMANDS.contains(&name));
+    kind == NodeKind::Pods || !is_command() && !OF_PODS.iter().any(|folder| path.starts_with(folder))
 }
 
 /// Whether nodes of a kind get a file that goes to `to` on the node.
@@ -281,33 +282,38 @@ fn describe<'a>(bench: &'a Bench<'_>, kind: NodeKind) -> Result<Description<'a>>
     })
 }
 
-/// The upstream version of the containerd in the root, from a package or compiled. Its configuration was written for the
-/// version that the cluster file declares, so the two must agree.
+/// The upstream version of the containerd in the root. Its configuration was written for the version that the cluster
+/// file declares, so the two must agree.
 fn containerd_version(bench: &Bench<'_>) -> Result<String> {
+    let declared = bench.cluster.containerd.version.to_string();
     if bench.sources.vendor.rootfs.is_some() {
         // Brought by the user in one of many forms, none of which says its version for certain.
-        return Ok(bench.cluster.containerd.version.to_string());
+        return Ok(declared);
     }
     let packaged = bench.sources.os.iter().find(|package| package.name == CONTAINERD);
     let compiled = bench.cluster.os.binaries.iter().any(|name| name == CONTAINERD);
     let source = bench.cluster.sources().find(|source| compiled && source.package == CONTAINERD);
-    let found = match (packaged, source) {
+    let found = match (packaged, source, vendor::brings_containerd(bench)?) {
         // Debian appends what it changed to the upstream version: 1.6.20~ds1-1.
-        (Some(package), None) => version::upstream(&package.version),
-        (None, Some(source)) => &source.version,
-        (Some(_), Some(_)) => {
-            return Err(Failure::user("the root has two containerds: a package, and a compiled one")
-                .hint("drop \"containerd\" from `[os] packages` or from `[os] binaries`")
+        (Some(package), None, false) => version::upstream(&package.version),
+        (None, Some(source), false) => &source.version,
+        // Nor does a released program say it.
+        (None, None, true) => return Ok(declared),
+        (None, None, false) => {
+            return Err(Failure::user("no containerd is in the root")
+                .hint(
+                    "add \"containerd\" to `[os] packages`, or a compiled one to `[os] binaries`, or bring a released \
+                     one to /usr/bin as an input of kind \"tar\" or \"file\"",
+                )
                 .into());
         }
-        (None, None) => {
-            return Err(Failure::user("no package `containerd` is in the root")
-                .hint("add \"containerd\" to `[os] packages`, or a compiled one to `[os] binaries`")
+        _ => {
+            return Err(Failure::user("the root has two containerds: a package, a compiled one, a released one")
+                .hint("keep one: of `[os] packages`, of `[os] binaries`, of an input to /usr/bin")
                 .into());
         }
     };
     let found = found.split(['~', '+']).next().unwrap_or(found);
-    let declared = bench.cluster.containerd.version.to_string();
     if found != declared && !found.starts_with(&format!("{declared}.")) {
         let message = format!("`[containerd] version` is {declared}, but the root has {found}");
         return Err(Failure::user(message)
@@ -378,15 +384,37 @@ mod tests {
             "/etc/motd",
             "/opt/imgbuild/manifests/10-a.yaml",
             "/opt/imgbuild/cni/bin/calico",
+            "/opt/imgbuild/bin/kubelet",
+            "/opt/imgbuild/bin/tool",
             "/opt/imgbuild/share/note",
         ] {
             lab.sources.files.push((to.to_owned(), 0o644, text));
         }
         let tree = tree(&lab.bench(), NodeKind::Etcd, b"firstboot", &Manifests::default()).unwrap();
-        assert_eq!(paths(&tree), ["bin", "bin/firstboot", "payload.json", "share", "share/note"]);
+        assert_eq!(paths(&tree), ["bin", "bin/firstboot", "bin/tool", "payload.json", "share", "share/note"]);
         let description = tree.content("payload.json").unwrap().read(&lab.store).unwrap();
         let description: serde_json::Value = serde_json::from_slice(&description).unwrap();
         assert_eq!(description, serde_json::json!({"schema": 1, "architecture": "loong64"}));
+    }
+
+    #[test]
+    fn one_containerd_is_wanted_wherever_it_is_from() {
+        let mut lab = Lab::of(include_str!("../../../profiles/upstream-ha/cluster.toml"));
+        let version = |lab: &Lab| containerd_version(&lab.bench()).map_err(|error| error.to_string());
+        assert_eq!(version(&lab).unwrap_err(), "no containerd is in the root");
+        lab.sources.files.push(("/usr/bin/containerd".to_owned(), 0o755, Digest::of(b"released")));
+        assert_eq!(version(&lab).unwrap(), "2.1");
+        let deb = |version: &str| Deb {
+            name: "containerd".to_owned(),
+            version: version.to_owned(),
+            object: Digest::of(b"containerd.deb"),
+        };
+        lab.sources.os = vec![deb("2.1.9~ds1-1")];
+        assert!(version(&lab).unwrap_err().starts_with("the root has two containerds"));
+        lab.sources.files.clear();
+        assert_eq!(version(&lab).unwrap(), "2.1.9");
+        lab.sources.os = vec![deb("1.6.20~ds1-1")];
+        assert_eq!(version(&lab).unwrap_err(), "`[containerd] version` is 2.1, but the root has 1.6.20");
     }
 
     #[test]

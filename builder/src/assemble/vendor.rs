@@ -25,6 +25,9 @@ use crate::proof::elf;
 use crate::store::Digest;
 use crate::tree::{Content, Entry, FileTree, Kind, layers, os, overlay, system};
 
+/// Where units start containerd from.
+const CONTAINERD: &str = "usr/bin/containerd";
+
 /// What was brought, as store objects. Paths are for messages and no part of what is built.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Vendor {
@@ -327,6 +330,20 @@ pub(super) fn tar_files(bench: &Bench<'_>) -> Result<Vec<(String, Entry)>> {
     Ok(files)
 }
 
+/// Whether files that are put onto a root of packages have a containerd: a released program, which has no unit beside
+/// it. What a vendor's root has is [`root`]'s to see.
+///
+/// # Errors
+/// As [`tar_files`].
+pub(super) fn brings_containerd(bench: &Bench<'_>) -> Result<bool> {
+    if bench.sources.vendor.rootfs.is_some() {
+        return Ok(false);
+    }
+    let is_it = |path: &str| layers::merged_path(path.trim_start_matches('/')) == CONTAINERD;
+    let by_file = bench.sources.files.iter().any(|(to, ..)| is_it(to));
+    Ok(by_file || tar_files(bench)?.iter().any(|(path, _)| is_it(path)))
+}
+
 /// The files that `members` name in an archive, below `to`.
 fn members(archive: &FileTree, members: &[String], to: &str) -> Result<Vec<(String, Entry)>> {
     let to = to.trim_matches('/');
@@ -458,6 +475,7 @@ impl Bench<'_> {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+    use crate::assemble::testing::Lab;
     use crate::lock::{LockedInput, LockedItem};
 
     const KYLIN: &str = include_str!("../../../profiles/kylin-v11-ha/cluster.toml");
@@ -525,5 +543,40 @@ mod tests {
             assert_eq!(repository.packages[0].object, Digest::of(b"haproxy"));
             assert_eq!(paths(&repository.keys), keys, "{more}");
         }
+    }
+
+    /// An archive of programs, as containerd releases them.
+    fn release(lab: &Lab) -> Digest {
+        let mut tar = tar::Builder::new(Vec::new());
+        for name in ["bin/containerd", "bin/ctr"] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(name.len() as u64);
+            header.set_mode(0o755);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
+            tar.append_data(&mut header, name, name.as_bytes()).unwrap();
+        }
+        lab.store.put_bytes(&tar.into_inner().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_released_containerd_is_seen_where_units_start_it() {
+        let upstream = || Lab::of(include_str!("../../../profiles/upstream-ha/cluster.toml"));
+        let brings = |lab: &Lab| brings_containerd(&lab.bench()).unwrap();
+        for (to, expected) in [("/usr/bin", true), ("/bin/", true), ("/usr/local/bin", false)] {
+            let mut lab = upstream();
+            assert!(!brings(&lab));
+            let object = release(&lab);
+            let tar = Tar { path: String::new(), object, members: vec!["bin".to_owned()], to: to.to_owned() };
+            lab.sources.vendor.tars.push(tar);
+            assert_eq!(brings(&lab), expected, "{to}");
+        }
+        let mut lab = upstream();
+        lab.sources.files.push(("/usr/bin/containerd".to_owned(), 0o755, Digest::of(b"containerd")));
+        assert!(brings(&lab));
+        let object = Digest::of(b"a system");
+        lab.sources.vendor.rootfs = Some(Rootfs { path: String::new(), object, kernel: None, foreign: vec![] });
+        assert!(!brings(&lab), "a vendor's root is asked itself");
     }
 }

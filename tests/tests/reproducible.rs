@@ -108,7 +108,7 @@ impl Home {
     }
 }
 
-/// Every kind of output of the smallest node. Both builds begin with the locked inputs and nothing else in their stores.
+/// Every kind of output of the smallest node. Both builds begin with the locked inputs and nothing else in the store.
 #[test]
 fn built_lab_every_kind_of_output_is_bit_identical_for_another_user_elsewhere() {
     assert_eq!(known_kinds(), KINDS.iter().map(|(kind, _)| (*kind).to_owned()).collect::<BTreeSet<String>>());
@@ -147,8 +147,8 @@ fn built_lab_every_kind_of_output_is_bit_identical_for_another_user_elsewhere() 
     }
 }
 
-/// The image of a node that runs pods, with all that is in its payload. `IMGBUILD_TEST_FULL=1` compiles Kubernetes again,
-/// which takes ten minutes. Without, the compiled one is taken: that it is reproducible is the source build's own test.
+/// The image of a node that runs pods, with all that is in its payload. `IMGBUILD_TEST_FULL=1` compiles Kubernetes
+/// again, which takes ten minutes. Without, the compiled one is taken: the source build has tests of its own.
 #[test]
 fn built_lab_image_with_containers_is_bit_identical_in_another_folder_and_with_one_job() {
     let scratch = tempfile::tempdir_in(folder()).unwrap();

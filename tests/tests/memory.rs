@@ -134,7 +134,7 @@ fn built_lab_a_node_with_a_large_file_is_built_within_the_budget() {
         let mut command = Command::new(binary());
         command.args(arguments).arg("--cluster").arg(path("cluster")).arg("--store").arg(path("store"));
         command.arg("--out").arg(path("out")).current_dir(scratch.path());
-        within_budget(&command).succeeds().clone()
+        within_budget(&command).succeeds();
     };
     imgbuild(&["lock"]);
     imgbuild(&["build", "--offline", "--profile", MEMBER_NAME, "--output", "disk,bundle"]);

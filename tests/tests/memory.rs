@@ -27,7 +27,7 @@ const VARIABLE: &str = "IMGBUILD_TEST_SPARSE_GIB";
 
 /// The size of an input.
 fn size() -> u64 {
-    let gib = match std::env::var(VARIABLE) {
+    let gib: u64 = match std::env::var(VARIABLE) {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{VARIABLE} is `{text}`; a whole number of GiB wanted")),
         // Six times the budget; the store has them as they are read, without holes.
         Err(_) => 3,
@@ -46,7 +46,7 @@ fn sha256() -> &'static str {
 fn turn(needed: u64) -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let stat = rustix::fs::statvfs(&folder()).unwrap();
+    let stat = rustix::fs::statvfs(folder()).unwrap();
     let free = stat.f_bavail * stat.f_frsize;
     assert!(
         free > needed,
@@ -145,6 +145,6 @@ fn built_lab_a_node_with_a_large_file_is_built_within_the_budget() {
     let listed = run(tool("unsquashfs").arg("-lln").arg(&payload));
     assert!(lists(&listed, size), "{listed}");
     let bundle = path("out/imgbuild-lab-split-amd64.tar.zst");
-    let listed = run(Command::new("tar").args(["--zstd", "--list", "--verbose", "--file"]).arg(&bundle));
+    let listed = run(Command::new("tar").args(["--zstd", "--list", "--verbose", "--file"]).arg(bundle));
     assert!(lists(&listed, size), "{listed}");
 }

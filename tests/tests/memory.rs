@@ -120,7 +120,7 @@ fn lists(listing: &str, size: u64) -> bool {
 #[test]
 fn built_lab_a_node_with_a_large_file_is_built_within_the_budget() {
     let size = size();
-    // The archive with the file, and as much again: while it is read, and when the bundle is begun, which might not shrink.
+    // The archive with the file, and as much again: while it is read, and for a bundle, which might not shrink.
     let _turn = turn(2 * size + 2 * GIB);
     let scratch = tempfile::tempdir_in(folder()).unwrap();
     let path = |name: &str| scratch.path().join(name);

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use crate::cli::Outcome;
+use crate::cli::{Outcome, files_below};
+use crate::tool::run;
 
 /// The repository.
 pub fn repository() -> &'static Path {
@@ -113,6 +114,54 @@ pub fn build_bundle(out: &Path) -> PathBuf {
     assert_eq!(outcome.code, Some(0), "building the lab's bundle:\n{}", outcome.stderr);
     eprintln!("bundle of the lab built in {:.1} s", start.elapsed().as_secs_f64());
     out.join("imgbuild-lab-amd64.tar.zst")
+}
+
+/// The cluster folder of `profiles/lab-split`, with a lock and with the secrets of its etcd member, whose image was
+/// built. Nothing is compiled for that node, the smallest one that boots. The folder is not to be written to.
+pub fn member() -> &'static Path {
+    static MEMBER: OnceLock<PathBuf> = OnceLock::new();
+    MEMBER.get_or_init(|| {
+        let cluster = folder().join("member");
+        copy_cluster(&repository().join("profiles/lab-split"), &cluster);
+        let mut command = Command::new(binary());
+        command.args(["build", "--profile", MEMBER_NAME, "--cluster"]).arg(&cluster);
+        command.arg("--out").arg(folder().join("out-member")).current_dir(folder());
+        Outcome::of(&mut command).succeeds();
+        cluster
+    })
+}
+
+/// The name of the node of [`member`].
+pub const MEMBER_NAME: &str = "etcd-1";
+
+/// Copies a cluster folder as it is, with lock and secrets.
+pub fn copy_whole(from: &Path, to: &Path) {
+    run(Command::new("cp").arg("--archive").args([from, to]));
+}
+
+/// Makes a store of links to objects of the user's store, those whose digests `objects` wants, and of copies of the
+/// step records that `steps` wants, by their text.
+pub fn linked_store(to: &Path, objects: impl Fn(&str) -> bool, steps: impl Fn(&str) -> bool) {
+    let from = users_store();
+    for object in files_below(&from.join("objects")) {
+        if !objects(&object.to_str().expect("digests are ASCII").replace('/', "")) {
+            continue;
+        }
+        let (source, target) = (from.join("objects").join(&object), to.join("objects").join(&object));
+        fs::create_dir_all(target.parent().expect("objects lie in folders")).unwrap();
+        // Objects are immutable, so that a link is as good as a copy.
+        if fs::hard_link(&source, &target).is_err() {
+            fs::copy(&source, &target).unwrap();
+        }
+    }
+    fs::create_dir_all(to.join("steps")).unwrap();
+    for step in files_below(&from.join("steps")) {
+        // Another process may have removed it.
+        let record = fs::read_to_string(from.join("steps").join(&step)).unwrap_or_default();
+        if steps(&record) {
+            fs::write(to.join("steps").join(step), record).unwrap();
+        }
+    }
 }
 
 /// Copies the files of a cluster folder. What is in `to` already and not in `from`, such as secrets, stays.

@@ -158,13 +158,27 @@ pub fn check_store(store: &Path) {
     assert_eq!(files_below(&store.join("work")), [""; 0].map(PathBuf::from), "scratch left in the store");
 }
 
+/// The number of the user nobody, and of its group.
+pub const NOBODY: u32 = 65534;
+
 /// `program` as somebody without rights: root may write anywhere, so root lends the rights of nobody.
 pub fn as_nobody(program: &Path) -> Command {
     if !rustix::process::geteuid().is_root() {
         return Command::new(program);
     }
     let mut command = tool("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]).arg(program);
+    command.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")]);
+    command.args(["--clear-groups", "--no-new-privs"]).arg(program);
+    command
+}
+
+/// `program` as another user than the one who runs the tests: for root as nobody, for others as root of a namespace.
+pub fn as_another(program: &Path) -> Command {
+    if rustix::process::geteuid().is_root() {
+        return as_nobody(program);
+    }
+    let mut command = tool("unshare");
+    command.arg("--map-root-user").arg(program);
     command
 }
 

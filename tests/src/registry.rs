@@ -233,3 +233,41 @@ fn layer(files: &[(String, u32, Vec<u8>)]) -> Vec<u8> {
     }
     tar.into_inner().unwrap()
 }
+
+/// A cluster file that takes these images, by input `images` with the lines `more`, and nothing else but a file that
+/// stands for a root filesystem, `inputs/root.tar`.
+pub fn cluster_file(architecture: &str, images: &[String], more: &str) -> String {
+    format!(
+        r#"schema = 1
+[cluster]
+name = "registry"
+[kubernetes]
+version = "1.32.1"
+image_repository = "registry.k8s.io"
+pause_image = "registry.k8s.io/pause:3.10"
+[containerd]
+version = "2.1"
+[network]
+node_subnet = "10.0.2.0/24"
+pod_subnets = ["10.200.0.0/16"]
+service_subnets = ["10.201.0.0/16"]
+plugin = "manifest"
+[[node]]
+name = "one"
+roles = ["etcd", "master"]
+address = "10.0.2.15"
+[os]
+distribution = "kylin"
+architecture = "{architecture}"
+[[input]]
+kind = "rootfs"
+name = "root"
+path = "inputs/root.tar"
+[[input]]
+kind = "oci"
+name = "images"
+images = {images:?}
+{more}
+"#
+    )
+}

@@ -57,6 +57,11 @@ impl Web {
         web
     }
 
+    /// Host and port.
+    pub fn address(&self) -> &str {
+        self.url.trim_start_matches("http://")
+    }
+
     /// Has this file at this path from now on.
     pub fn put(&self, path: &str, bytes: impl Into<Vec<u8>>) {
         self.files.lock().unwrap().entry(path.to_owned()).or_default().bytes = Arc::new(bytes.into());

@@ -6,104 +6,46 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
-use imgbuild_tests::archive::cluster_file;
-use imgbuild_tests::build::binary;
 use imgbuild_tests::cli::{Outcome, check_store, code, files_below, sha256};
+use imgbuild_tests::https::{Https, certificates};
+use imgbuild_tests::place::{Place, hex, noise};
 use imgbuild_tests::random::Random;
-use imgbuild_tests::tool::{python, run, tool};
+use imgbuild_tests::tool::{run, tool};
 use imgbuild_tests::web::{BLOCK, Web};
-use sha2::{Digest as _, Sha256};
 
 /// Name and content.
 type File = (String, Vec<u8>);
 
-/// A folder with a cluster.
-struct Place {
-    dir: tempfile::TempDir,
-}
-
-impl Place {
-    /// With these inputs, each what a file is named and where it comes from. The first is the root filesystem.
-    fn new(inputs: &[(&str, String)]) -> Self {
-        let place = Self { dir: tempfile::tempdir().unwrap() };
-        fs::create_dir(place.path("cluster")).unwrap();
-        place.inputs(inputs);
-        place
-    }
-
-    fn inputs(&self, inputs: &[(&str, String)]) {
-        let mut text = cluster_file(&[]);
-        for (at, (name, from)) in inputs.iter().enumerate() {
-            let kind = match at {
-                0 => "kind = \"rootfs\"".to_owned(),
-                _ => format!("kind = \"file\"\nto = \"/usr/share/{name}\""),
-            };
-            text += &format!("\n[[input]]\nname = \"{name}\"\n{kind}\n{from}\n");
+/// Runs a command until it ends by itself, and kills it before that whenever the server has sent some more, but not
+/// when it has sent more than `last`. Gives how often.
+fn killed(place: &Place, arguments: &[&str], web: &Web, random: &mut Random, (files, last): (&[File], u64)) -> u64 {
+    let mut kills = 0;
+    loop {
+        let moment = web.sent_in_all() + random.below(1_200_000) as u64;
+        let mut child = place.command(arguments).stderr(Stdio::null()).spawn().unwrap();
+        while web.sent_in_all() < moment || moment > last {
+            if let Some(status) = child.try_wait().unwrap() {
+                assert!(status.success(), "{arguments:?} after {kills} interruptions: {status}");
+                return kills;
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
-        fs::write(self.path("cluster/cluster.toml"), text).unwrap();
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary());
-        command.args(arguments).arg("--cluster").arg(self.path("cluster")).arg("--store").arg(self.path("store"));
-        command.current_dir(self.dir.path()).stdin(Stdio::null()).env("no_proxy", "127.0.0.1");
-        command.env_remove("SSL_CERT_FILE");
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Outcome {
-        Outcome::of(&mut self.command(arguments))
-    }
-
-    fn lock(&self) -> String {
-        fs::read_to_string(self.path("cluster/imgbuild.lock")).unwrap()
-    }
-
-    /// Runs a command until it ends by itself, and kills it before that whenever the server has sent some more, but not
-    /// when it has sent more than `last`. Gives how often.
-    fn killed(&self, arguments: &[&str], web: &Web, random: &mut Random, (files, last): (&[File], u64)) -> u64 {
-        let mut kills = 0;
-        loop {
-            let moment = web.sent_in_all() + random.below(1_200_000) as u64;
-            let mut child = self.command(arguments).stderr(Stdio::null()).spawn().unwrap();
-            while web.sent_in_all() < moment || moment > last {
-                if let Some(status) = child.try_wait().unwrap() {
-                    assert!(status.success(), "{arguments:?} after {kills} interruptions: {status}");
-                    return kills;
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            // SIGKILL; too late where it has just ended.
-            child.kill().unwrap();
-            child.wait().unwrap();
-            kills += 1;
-            assert!(kills < 200, "no end of it");
-            for path in files_below(&self.path("store/partial")) {
-                let partial = fs::read(self.path("store/partial").join(&path)).unwrap();
-                let is_begin = |(_, bytes): &File| bytes.starts_with(&partial);
-                let is_note = path.extension().is_some_and(|extension| extension == "note");
-                assert!(is_note || files.iter().any(is_begin), "{}: wrong bytes", path.display());
-            }
+        // SIGKILL; too late where it has just ended.
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+        assert!(kills < 200, "no end of it");
+        for path in files_below(&place.path("store/partial")) {
+            let partial = fs::read(place.path("store/partial").join(&path)).unwrap();
+            let is_begin = |(_, bytes): &File| bytes.starts_with(&partial);
+            let is_note = path.extension().is_some_and(|extension| extension == "note");
+            assert!(is_note || files.iter().any(is_begin), "{}: wrong bytes", path.display());
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Bytes that do not repeat.
-fn noise(random: &mut Random, len: usize) -> Vec<u8> {
-    (0..len).map(|_| random.below(256) as u8).collect()
 }
 
 /// Some files, larger and smaller than a block.
@@ -135,7 +77,7 @@ fn a_fetch_that_is_killed_anywhere_gets_less_than_a_block_again_and_no_wrong_byt
     for (name, bytes) in &files {
         web.in_step(name, place.path("store/partial").join(hex(bytes)));
     }
-    let kills = place.killed(&["fetch"], &web, &mut random, (&files, u64::MAX));
+    let kills = killed(&place, &["fetch"], &web, &mut random, (&files, u64::MAX));
     assert!(kills >= 3, "it was killed {kills} times");
     for (name, bytes) in &files {
         let again = web.sent(name) - bytes.len() as u64;
@@ -166,7 +108,7 @@ fn a_lock_that_is_killed_while_nobody_knows_the_sha256_goes_on_with_the_same_fil
     web.in_step("root.tar", place.path("store/partial").join(hex(url.as_bytes())));
     // Not after it has all: what it then was is known when the lock is written, and not before.
     let last = bytes.len() as u64 - 2 * BLOCK;
-    let kills = place.killed(&["lock"], &web, &mut random, (&[("root.tar".to_owned(), bytes.clone())], last));
+    let kills = killed(&place, &["lock"], &web, &mut random, (&[("root.tar".to_owned(), bytes.clone())], last));
     assert!(kills >= 2, "it was killed {kills} times");
     let again = web.sent("root.tar") - bytes.len() as u64;
     assert!(again <= kills * (BLOCK - 1), "{again} bytes came again, with {kills} interruptions");
@@ -219,78 +161,19 @@ fn a_mirror_serves_what_the_lock_names_by_its_maker_and_what_changes_there_is_no
     lock(&[]).fails(code::USER, &["it comes by http (from http://127.0.0.1", "write its `sha256`"]);
 }
 
-/// Serves the folder it is in by https, and at `/away` leads to http.
-const HTTPS: &str = r#"
-import http.server, ssl
-
-class Handler(http.server.SimpleHTTPRequestHandler):
-    def do_GET(self):
-        if self.path != "/away":
-            return super().do_GET()
-        self.send_response(302)
-        self.send_header("Location", "http://127.0.0.1:1/root.tar")
-        self.end_headers()
-
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain("server.pem")
-server.socket = context.wrap_socket(server.socket, server_side=True)
-print(server.server_port, flush=True)
-server.serve_forever()
-"#;
-
-/// A server, killed at the end of its test.
-struct Https {
-    child: Child,
-    url: String,
-}
-
-impl Https {
-    fn serve(folder: &Path) -> Self {
-        let mut command = python(&[]);
-        command.args(["-c", HTTPS]).current_dir(folder).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().unwrap();
-        let mut port = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
-        Self { child, url: format!("https://127.0.0.1:{}", port.trim()) }
-    }
-}
-
-impl Drop for Https {
-    fn drop(&mut self) {
-        // It may have ended; then there is nothing to kill.
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
-}
-
-/// An authority, `ca.pem`, and what it has certified, `server.pem` with its key: for 127.0.0.1.
-fn certificates(folder: &Path) {
-    let openssl = |arguments: &str| run(tool("openssl").args(arguments.split(' ')).current_dir(folder));
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
-    openssl(&format!("req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=authority"));
-    openssl(&format!("req {key} -keyout server.key -out request.pem -subj /CN=server"));
-    fs::write(folder.join("names"), "subjectAltName = IP:127.0.0.1\n").unwrap();
-    openssl(
-        "x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out server.crt",
-    );
-    let both = ["server.crt", "server.key"].map(|file| fs::read_to_string(folder.join(file)).unwrap());
-    fs::write(folder.join("server.pem"), both.concat()).unwrap();
-}
-
 #[test]
 fn by_https_a_file_is_believed_if_the_server_is_and_the_lock_says_so() {
     let folder = tempfile::tempdir().unwrap();
-    certificates(folder.path());
+    certificates(folder.path(), "IP:127.0.0.1");
     fs::write(folder.path().join("root.tar"), b"a root").unwrap();
     let https = Https::serve(folder.path());
-    let place = Place::new(&[("root", format!("url = \"{}/root.tar\"", https.url))]);
+    let place = Place::new(&[("root", format!("url = \"{}/root.tar\"", https.url()))]);
     place.run(&["lock"]).fails(code::ENVIRONMENT, &["certificate", "SSL_CERT_FILE"]);
     let with_authority =
         |file: &Path, arguments: &[&str]| Outcome::of(place.command(arguments).env("SSL_CERT_FILE", file));
     let authority = folder.path().join("ca.pem");
     let outcome = with_authority(&authority, &["lock"]);
-    let warning = format!("warning: input `root`: only the connection vouches for {}/root.tar", https.url);
+    let warning = format!("warning: input `root`: only the connection vouches for {}/root.tar", https.url());
     assert!(outcome.succeeds().stderr.contains(&warning) && outcome.stderr.contains(&hex(b"a root")), "{outcome}");
     let outcome = with_authority(&authority, &["lock"]);
     assert!(!outcome.succeeds().stderr.contains("warning"), "what is locked is known: {outcome}");
@@ -301,11 +184,11 @@ fn by_https_a_file_is_believed_if_the_server_is_and_the_lock_says_so() {
     // What the store has lost comes by https, too.
     fs::remove_dir_all(place.path("store")).unwrap();
     with_authority(&authority, &["fetch"]).succeeds();
-    place.inputs(&[("root", format!("url = \"{}/root.tar\"\nsha256 = \"{}\"", https.url, hex(b"another root")))]);
+    place.inputs(&[("root", format!("url = \"{}/root.tar\"\nsha256 = \"{}\"", https.url(), hex(b"another root")))]);
     with_authority(&authority, &["lock"]).fails(code::VERIFICATION, &["by the cluster file, which is not so"]);
-    let away = format!("url = \"{}/away\"", https.url);
+    let away = format!("url = \"{}/away\"", https.url());
     place.inputs(&[
-        ("root", format!("url = \"{}/root.tar\"\nsha256 = \"{}\"", https.url, hex(b"a root"))),
+        ("root", format!("url = \"{}/root.tar\"\nsha256 = \"{}\"", https.url(), hex(b"a root"))),
         ("away", away),
     ]);
     with_authority(&authority, &["lock"]).fails(code::ENVIRONMENT, &["leads to http://127.0.0.1:1/root.tar"]);

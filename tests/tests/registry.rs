@@ -12,7 +12,7 @@ use std::process::Command;
 
 use imgbuild_tests::build::binary;
 use imgbuild_tests::cli::{Outcome, check_store, code, sha256};
-use imgbuild_tests::registry::{PASSWORD, Registry, USER, layout};
+use imgbuild_tests::registry::{PASSWORD, Registry, USER, cluster_file, layout};
 use serde_json::{Value, json};
 
 const ARCHITECTURES: [&str; 2] = ["amd64", "loong64"];
@@ -53,39 +53,7 @@ impl Room {
 
     /// The cluster takes these images.
     fn wants(&self, architecture: &str, images: &[String], more: &str) {
-        let text = format!(
-            r#"schema = 1
-[cluster]
-name = "registry"
-[kubernetes]
-version = "1.32.1"
-image_repository = "registry.k8s.io"
-pause_image = "registry.k8s.io/pause:3.10"
-[containerd]
-version = "2.1"
-[network]
-node_subnet = "10.0.2.0/24"
-pod_subnets = ["10.200.0.0/16"]
-service_subnets = ["10.201.0.0/16"]
-plugin = "manifest"
-[[node]]
-name = "one"
-roles = ["etcd", "master"]
-address = "10.0.2.15"
-[os]
-distribution = "kylin"
-architecture = "{architecture}"
-[[input]]
-kind = "rootfs"
-name = "root"
-path = "inputs/root.tar"
-[[input]]
-kind = "oci"
-name = "images"
-images = {images:?}
-{more}
-"#
-        );
+        let text = cluster_file(architecture, images, more);
         fs::write(self.path("cluster/cluster.toml"), text).unwrap();
     }
 

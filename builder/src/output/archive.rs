@@ -18,8 +18,11 @@ use crate::tree::{FileTree, Kind};
 const LEVEL: i32 = 7;
 /// 8 MiB: what every zstd must read without being told to (RFC 8878, 3.1.1.1.2).
 const WINDOW_LOG: u32 = 23;
-/// Four windows; with eight threads some 300 MB are in flight.
+/// Four windows.
 const JOB_SIZE: u32 = 32 << 20;
+/// Each job holds what it reads and what it makes of it, and zstd fills three more ahead (`ZSTDMT_createCCtx_advanced`'s ring of
+/// input): some 400 MB with four. The machine's processors may be a hundred, and a build is to stay below 500 MB.
+const MOST_JOBS: usize = 4;
 
 /// Writes `tree` to `path`, readable by its owner alone. Nothing is dated later than `epoch` (seconds since 1970).
 ///
@@ -37,7 +40,7 @@ pub fn write(tree: &FileTree, store: &Store, epoch: u32, jobs: NonZeroUsize, pat
 
 /// How such archives are compressed.
 pub(super) fn options(jobs: NonZeroUsize) -> zst::Options {
-    zst::Options { level: LEVEL, window_log: WINDOW_LOG, job_size: JOB_SIZE, jobs: jobs.get() }
+    zst::Options { level: LEVEL, window_log: WINDOW_LOG, job_size: JOB_SIZE, jobs: jobs.get().min(MOST_JOBS) }
 }
 
 #[cfg(test)]

@@ -336,8 +336,8 @@ pub fn cluster_folder(folder: &Path, packages: &[&str]) -> PathBuf {
     cluster
 }
 
-/// The SHA-256 of some bytes.
-pub(crate) fn hex(bytes: &[u8]) -> String {
+/// The SHA-256 of some bytes, as hex.
+pub fn hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -6,9 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use sha2::{Digest as _, Sha256};
-
 use crate::archive::cluster_file;
+pub use crate::archive::hex;
 use crate::build::binary;
 use crate::cli::Outcome;
 use crate::random::Random;
@@ -80,11 +79,6 @@ impl Place {
     pub fn lock(&self) -> String {
         fs::read_to_string(self.path("cluster/imgbuild.lock")).unwrap()
     }
-}
-
-/// The SHA-256 of `bytes`, as hex.
-pub fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Bytes that do not repeat.

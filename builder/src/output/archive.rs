@@ -20,8 +20,9 @@ const LEVEL: i32 = 7;
 const WINDOW_LOG: u32 = 23;
 /// Four windows.
 const JOB_SIZE: u32 = 32 << 20;
-/// Each job holds what it reads and what it makes of it, and zstd fills three more ahead (`ZSTDMT_createCCtx_advanced`'s ring of
-/// input): some 400 MB with four. The machine's processors may be a hundred, and a build is to stay below 500 MB.
+/// Each job holds what it reads and what it makes of it, and zstd has room for three more (the ring of input that
+/// `ZSTDMT_initCStream_internal` makes): some 400 MB with four. The machine may have a hundred processors, and a build is
+/// to stay below 500 MB.
 const MOST_JOBS: usize = 4;
 
 /// Writes `tree` to `path`, readable by its owner alone. Nothing is dated later than `epoch` (seconds since 1970).

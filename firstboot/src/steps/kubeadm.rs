@@ -92,8 +92,9 @@ pub(super) fn run_beside_kubelet(
     Ok(())
 }
 
-/// Writes down on this node's Node, with the access in `kubeconfig`, which runtime it has: for `kubeadm upgrade` and `kubeadm reset`: the last thing that the phase
-/// `kubelet-start` of a join does, and what it most often gives up at (`PatchNodeCRISocket` in cmd/kubeadm/app/phases/patchnode).
+/// Writes down on this node's Node which runtime it has, with the access in `kubeconfig`. `kubeadm upgrade` and `kubeadm reset`
+/// read it. It is the last thing that the phase `kubelet-start` of a join does, and what it most often gives up at
+/// (`PatchNodeCRISocket` in cmd/kubeadm/app/phases/patchnode).
 pub(super) fn name_runtime(cx: &Cx<'_>, kubeconfig: &str) -> Result<()> {
     // As its version of kubeadm writes it: the file that it joined with says it.
     let join = cx.plan.texts_below(KUBEADM_JOIN_CONFIG).next().map_or("", |(_, text)| text);

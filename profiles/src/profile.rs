@@ -87,7 +87,7 @@ impl Cluster {
                     vip: *vip,
                     port: *port,
                     vrid: vrid.unwrap_or_else(|| derived_vrid(cluster_id)),
-                    check_interval_seconds: seconds(check_interval),
+                    check_interval_seconds: seconds(*check_interval),
                 },
             },
         })

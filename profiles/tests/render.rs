@@ -165,7 +165,9 @@ fn slow_machines_write_rules_less_often() {
     let mut profile = lab();
     assert!(!kubeadm(&profile).contains("syncPeriod"));
     profile.kubernetes.proxy_sync_period_seconds = Some(900);
-    for (mode, name) in [(ProxyMode::Iptables, "iptables"), (ProxyMode::Ipvs, "ipvs"), (ProxyMode::Nftables, "nftables")] {
+    for (mode, name) in
+        [(ProxyMode::Iptables, "iptables"), (ProxyMode::Ipvs, "ipvs"), (ProxyMode::Nftables, "nftables")]
+    {
         profile.kubernetes.proxy_mode = mode;
         let text = kubeadm(&profile);
         assert!(text.contains(&format!("{name}:\n  syncPeriod: 900s\n")), "{text}");

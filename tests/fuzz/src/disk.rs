@@ -35,7 +35,7 @@ pub fn run(data: &[u8]) {
     let path = file.path();
     // Both read the same: one of them for each input.
     match (data.len() % 2, inspect_iso::is_iso(&path)) {
-        (0, _) => drop(verify::verify(&path)),
+        (0, _) => drop(verify::verify(&path, None)),
         (_, Ok(true)) => drop(inspect_iso::inspect(&path).map(|found| found.to_string())),
         _ => drop(inspect::inspect(&path).map(|found| found.to_string())),
     }

@@ -8,6 +8,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -70,7 +71,7 @@ fn booted_lab_converges_survives_power_cuts_and_serves_a_pod() {
     assert_eq!(contents(&lab().image), before, "the image under test was written to");
 }
 
-/// The way a user sees it: no power cut, and a time worth writing down.
+/// The way a user sees it: no power cut, and a time worth writing down; then what the node costs that does nothing.
 #[test]
 #[ignore = "a measurement: docs/testing.md has the command"]
 fn booted_lab_converges_undisturbed() {
@@ -85,6 +86,54 @@ fn booted_lab_converges_undisturbed() {
     report(&vm, line.trim());
     node_is_ready(&mut vm);
     println!("{}", vm.output("firstboot status", COMMAND));
+    std::thread::sleep(SETTLE);
+    let before = processor_time(&mut vm);
+    std::thread::sleep(IDLE);
+    let after = processor_time(&mut vm);
+    println!("with nothing to do, in % of a processor ({:?}):", vm.accelerator());
+    let share = |(name, time): (&String, &u64)| {
+        let used = time.saturating_sub(before.get(name).copied().unwrap_or_default());
+        (used as f64 / IDLE.as_micros() as f64 * 100.0, name.clone())
+    };
+    let mut shares: Vec<(f64, String)> = after.iter().map(share).collect();
+    shares.sort_by(|a, b| b.0.total_cmp(&a.0));
+    for (percent, name) in shares.into_iter().filter(|(percent, _)| *percent >= 0.1) {
+        println!("{percent:6.1}  {name}");
+    }
+}
+
+/// How long a node needs until what converging has left to do is done.
+const SETTLE: Duration = Duration::from_secs(120);
+/// How long nothing is done, while the node is measured.
+const IDLE: Duration = Duration::from_secs(180);
+
+/// Microseconds of processor time that services and containers have used so far, with the programs they ran, and all together.
+fn processor_time(vm: &mut Vm) -> BTreeMap<String, u64> {
+    // Lines of identifier and image.
+    let images = vm.output("ctr -n k8s.io containers ls", COMMAND);
+    let image_of = |scope: &str| {
+        let id = scope.strip_prefix("cri-containerd-")?.strip_suffix(".scope")?;
+        images.lines().find_map(|line| line.strip_prefix(id)?.split_whitespace().next())
+    };
+    // cgroup-v2.rst: `usage_usec` is the first line of cpu.stat, of the group and all below it.
+    let groups = "find /sys/fs/cgroup -name cpu.stat -exec awk 'FNR == 1 { print $2, FILENAME }' {} +";
+    let groups = vm.output(groups, COMMAND);
+    let named = |line: &str| {
+        let (time, file) = line.trim().split_once(' ')?;
+        let group = file.strip_prefix("/sys/fs/cgroup")?.strip_suffix("/cpu.stat")?;
+        let name = match group.rsplit('/').next()? {
+            "" => "all",
+            name if name.ends_with(".service") => name,
+            name => image_of(name)?,
+        };
+        Some((name.to_owned(), time.parse::<u64>().ok()?))
+    };
+    let mut times = BTreeMap::new();
+    // Several containers may be of one image.
+    for (name, time) in groups.lines().filter_map(named) {
+        *times.entry(name).or_default() += time;
+    }
+    times
 }
 
 fn switch_on(name: &str, disk: &Path) -> Vm {

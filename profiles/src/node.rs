@@ -184,9 +184,6 @@ pub struct Kubernetes {
     pub pause_image: String,
     /// kube-proxy mode.
     pub proxy_mode: ProxyMode,
-    /// How often kube-proxy writes all its rules again, in seconds; `None`: as kube-proxy has it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub proxy_sync_period_seconds: Option<u32>,
     /// Cluster DNS: with `None` the CoreDNS add-on is skipped.
     pub dns: ClusterDns,
     /// How long kubeadm waits for the control plane, in seconds.

@@ -2,7 +2,6 @@
 //! From the cluster file to what one node must know.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -62,10 +61,13 @@ impl Cluster {
                 image_repository: self.kubernetes.image_repository.clone(),
                 pause_image: self.kubernetes.pause_image.clone(),
                 proxy_mode: self.kubernetes.proxy_mode,
-                proxy_sync_period_seconds: self.kubernetes.proxy_sync_period.map(seconds),
                 dns: self.kubernetes.dns,
-                control_plane_timeout_seconds: seconds(self.kubernetes.control_plane_timeout),
-                probe_period_seconds: self.kubernetes.probe_period.map(seconds),
+                control_plane_timeout_seconds: u32::try_from(self.kubernetes.control_plane_timeout.as_secs())
+                    .unwrap_or(u32::MAX),
+                probe_period_seconds: self
+                    .kubernetes
+                    .probe_period
+                    .map(|period| u32::try_from(period.as_secs()).unwrap_or(u32::MAX)),
                 encryption_algorithm: self.kubernetes.encryption_algorithm,
                 extra_args: ExtraArgs {
                     apiserver: self.kubernetes.apiserver_extra_args.clone(),
@@ -87,7 +89,7 @@ impl Cluster {
                     vip: *vip,
                     port: *port,
                     vrid: vrid.unwrap_or_else(|| derived_vrid(cluster_id)),
-                    check_interval_seconds: seconds(*check_interval),
+                    check_interval_seconds: u32::try_from(check_interval.as_secs()).unwrap_or(u32::MAX),
                 },
             },
         })
@@ -129,11 +131,6 @@ impl Cluster {
 /// `10.0.2.15:6443`, `[fd00::1]:6443`.
 pub(crate) fn host_port(host: IpAddr, port: u16) -> String {
     std::net::SocketAddr::new(host, port).to_string()
-}
-
-/// Whole seconds; more than a century of them is no less wrong than a century.
-fn seconds(duration: Duration) -> u32 {
-    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
 }
 
 fn with_prefix(address: IpAddr, subnet: &IpNet) -> IpNet {

@@ -80,9 +80,6 @@ pub struct KubernetesSection {
     /// Optional, default `"iptables"`. kube-proxy mode: `"iptables"`, `"ipvs"` (deprecated in 1.35), or `"nftables"` (1.31
     /// and later).
     pub proxy_mode: ProxyMode,
-    /// Optional, default what kube-proxy does (30 s). How often kube-proxy writes all its rules again, whatever happened;
-    /// changes it writes at once. Raise it for slow or emulated machines.
-    pub proxy_sync_period: Option<Duration>,
     /// Optional, default `"coredns"`. Cluster DNS: `"coredns"` or `"none"`.
     pub dns: ClusterDns,
     /// Optional, default 6443. Port the API servers bind.

@@ -74,7 +74,6 @@ fn kubernetes(t: &mut Table<'_, '_>) -> KubernetesSection {
         image_repository: t.required("image_repository", word),
         pause_image: t.required("pause_image", word),
         proxy_mode: t.with_default("proxy_mode", ProxyMode::Iptables, choice(PROXY_MODES)),
-        proxy_sync_period: t.optional("proxy_sync_period", duration),
         dns: t.with_default("dns", ClusterDns::Coredns, choice(DNS)),
         apiserver_port: t.with_default("apiserver_port", 6443, integer(1..=65535)),
         cert_sans: t.with_default("cert_sans", vec![], array(word)),

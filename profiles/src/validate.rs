@@ -141,17 +141,10 @@ fn kubernetes(c: &Cluster, d: &mut Decoder) {
         d.report(&["kubernetes.control_plane_timeout"], what, "", "write it like \"15m\"");
     }
     if let Some(period) = k.probe_period
-        && !is_seconds(period, 300)
+        && (period.subsec_millis() != 0 || !(1..=300).contains(&period.as_secs()))
     {
         let what = format!("the probe period {period:?} is not a whole number of seconds from 1 to 300");
         d.report(&["kubernetes.probe_period"], what, "kubelet counts in seconds", "write it like \"30s\"");
-    }
-    if let Some(period) = k.proxy_sync_period
-        && !is_seconds(period, 3600)
-    {
-        let what = format!("the period {period:?} is not a whole number of seconds from 1 to 3600");
-        let why = "rules that somebody else removed are missing for so long";
-        d.report(&["kubernetes.proxy_sync_period"], what, why, "write it like \"5m\"");
     }
     if tag(&k.pause_image).is_none() {
         let what = format!("the pause image \"{}\" has no tag", k.pause_image);
@@ -199,11 +192,6 @@ const OUR_ARGS: &[&str] = &[
     "service-cluster-ip-range",
     "volume-plugin-dir",
 ];
-
-/// Whether a period is a whole number of seconds, from 1 to `most`.
-fn is_seconds(period: Duration, most: u64) -> bool {
-    period.subsec_nanos() == 0 && (1..=most).contains(&period.as_secs())
-}
 
 fn extra_args(c: &Cluster, d: &mut Decoder) {
     let k = &c.kubernetes;

@@ -9,7 +9,7 @@ mod whole;
 use std::collections::BTreeMap;
 
 use profiles::Cluster;
-use profiles::node::{ClusterDns, EncryptionAlgorithm, LoadBalancer, NetworkPlugin, NodeProfile, ProxyMode};
+use profiles::node::{ClusterDns, EncryptionAlgorithm, LoadBalancer, NetworkPlugin, NodeProfile};
 use profiles::render::{self, Content};
 
 const ID: &str = "0123456789abcdef0123456789abcdef";
@@ -158,21 +158,6 @@ fn slow_machines_probe_less_often() {
     worker.kubernetes.probe_period_seconds = Some(30);
     assert!(rendered(&worker).keys().all(|path| !path.contains("patches")), "a worker has no such pods");
     assert_eq!(render::kubeadm_args(&worker).unwrap().join, Vec::<String>::new());
-}
-
-#[test]
-fn slow_machines_write_rules_less_often() {
-    let mut profile = lab();
-    assert!(!kubeadm(&profile).contains("syncPeriod"));
-    profile.kubernetes.proxy_sync_period_seconds = Some(900);
-    for (mode, name) in
-        [(ProxyMode::Iptables, "iptables"), (ProxyMode::Ipvs, "ipvs"), (ProxyMode::Nftables, "nftables")]
-    {
-        profile.kubernetes.proxy_mode = mode;
-        let text = kubeadm(&profile);
-        assert!(text.contains(&format!("{name}:\n  syncPeriod: 900s\n")), "{text}");
-        assert_eq!(text.matches("syncPeriod").count(), 1, "{text}");
-    }
 }
 
 #[test]

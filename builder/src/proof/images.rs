@@ -149,7 +149,6 @@ mod tests {
             apiserver_port: 6443,
             cert_sans: Vec::new(),
             control_plane_timeout: Duration::from_secs(240),
-            proxy_sync_period: None,
             probe_period: None,
             encryption_algorithm: profiles::node::EncryptionAlgorithm::default(),
             apiserver_extra_args: BTreeMap::new(),

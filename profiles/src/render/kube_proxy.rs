@@ -14,13 +14,7 @@ pub(super) struct KubeProxyConfiguration {
     #[serde(rename = "clusterCIDR")]
     cluster_cidr: String,
     conntrack: Conntrack,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    iptables: Option<Rules>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ipvs: Option<Rules>,
     mode: ProxyMode,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    nftables: Option<Rules>,
 }
 
 #[derive(Serialize)]
@@ -30,28 +24,13 @@ struct Conntrack {
     min: u32,
 }
 
-/// What the modes have in common.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Rules {
-    sync_period: String,
-}
-
 pub(super) fn configuration(c: &Context<'_>) -> KubeProxyConfiguration {
-    let kubernetes = &c.profile.kubernetes;
-    let rules = |mode| {
-        let period = kubernetes.proxy_sync_period_seconds.filter(|_| mode == kubernetes.proxy_mode)?;
-        Some(Rules { sync_period: format!("{period}s") })
-    };
     KubeProxyConfiguration {
         api_version: "kubeproxy.config.k8s.io/v1alpha1",
         kind: "KubeProxyConfiguration",
         cluster_cidr: super::kubeadm::joined(&c.profile.network.pod_subnets),
         // Zero leaves the kernel's table alone: /etc/sysctl.d sets it, the same on every machine.
         conntrack: Conntrack { max_per_core: 0, min: 0 },
-        iptables: rules(ProxyMode::Iptables),
-        ipvs: rules(ProxyMode::Ipvs),
-        mode: kubernetes.proxy_mode,
-        nftables: rules(ProxyMode::Nftables),
+        mode: c.profile.kubernetes.proxy_mode,
     }
 }

@@ -328,6 +328,31 @@ address = "10.0.2.15"
     )
 }
 
+/// The beginning of the file of a cluster with this name: one node of a current Kubernetes, and not yet what it is made of.
+pub fn one_node(cluster: &str) -> String {
+    format!(
+        r#"schema = 1
+[cluster]
+name = "{cluster}"
+[kubernetes]
+version = "1.32.1"
+image_repository = "registry.k8s.io"
+pause_image = "registry.k8s.io/pause:3.10"
+[containerd]
+version = "2.1"
+[network]
+node_subnet = "10.0.2.0/24"
+pod_subnets = ["10.200.0.0/16"]
+service_subnets = ["10.201.0.0/16"]
+plugin = "manifest"
+[[node]]
+name = "one"
+roles = ["etcd", "master"]
+address = "10.0.2.15"
+"#
+    )
+}
+
 /// Writes a cluster folder with [`cluster_file`] in it.
 pub fn cluster_folder(folder: &Path, packages: &[&str]) -> PathBuf {
     let cluster = folder.join("cluster");

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::archive::one_node;
 use crate::cli::sha256;
 use crate::tool::{command, run, tool, unpacked};
 
@@ -238,25 +239,7 @@ fn layer(files: &[(String, u32, Vec<u8>)]) -> Vec<u8> {
 /// stands for a root filesystem, `inputs/root.tar`.
 pub fn cluster_file(architecture: &str, images: &[String], more: &str) -> String {
     format!(
-        r#"schema = 1
-[cluster]
-name = "registry"
-[kubernetes]
-version = "1.32.1"
-image_repository = "registry.k8s.io"
-pause_image = "registry.k8s.io/pause:3.10"
-[containerd]
-version = "2.1"
-[network]
-node_subnet = "10.0.2.0/24"
-pod_subnets = ["10.200.0.0/16"]
-service_subnets = ["10.201.0.0/16"]
-plugin = "manifest"
-[[node]]
-name = "one"
-roles = ["etcd", "master"]
-address = "10.0.2.15"
-[os]
+        r#"{}[os]
 distribution = "kylin"
 architecture = "{architecture}"
 [[input]]
@@ -268,6 +251,7 @@ kind = "oci"
 name = "images"
 images = {images:?}
 {more}
-"#
+"#,
+        one_node("registry")
     )
 }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use imgbuild_tests::archive::one_node;
 use imgbuild_tests::build::{binary, copy_cluster, folder, repository, users_store};
 use imgbuild_tests::cli::{Outcome, code, files_below, sha256};
 use imgbuild_tests::disk::{cat, extract, listing, partitions, read_fat};
@@ -95,25 +96,7 @@ fn stand_ins() -> &'static Path {
 
 fn packages_cluster() -> String {
     format!(
-        r#"schema = 1
-[cluster]
-name = "packages"
-[kubernetes]
-version = "1.32.1"
-image_repository = "registry.k8s.io"
-pause_image = "registry.k8s.io/pause:3.10"
-[containerd]
-version = "2.1"
-[network]
-node_subnet = "10.0.2.0/24"
-pod_subnets = ["10.200.0.0/16"]
-service_subnets = ["10.201.0.0/16"]
-plugin = "manifest"
-[[node]]
-name = "one"
-roles = ["etcd", "master"]
-address = "10.0.2.15"
-[[input]]
+        r#"{}[[input]]
 kind = "deb"
 name = "debian"
 suites = ["forky"]
@@ -122,7 +105,8 @@ check_valid_until = false
 distribution = "debian"
 architecture = "loong64"
 packages = [{PACKAGES}]
-"#
+"#,
+        one_node("packages")
     )
 }
 

@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 use crate::build::{binary, copy_cluster, folder, repository};
 use crate::cli::Outcome;
 use crate::disk::{DEBUG_SHELL, debug_overlay};
-use crate::qemu::{Architecture, Done, Vm, VmBuilder, blank, overlay, scale};
+use crate::qemu::{Accelerator, Architecture, Done, Vm, VmBuilder, blank, overlay, scale};
 use crate::random::Random;
 use crate::switch::Switch;
+use crate::uml;
 
 /// How the kernel's arguments begin in a cluster file.
 const KERNEL_ARGS: &str = "kernel_args = [";
@@ -30,6 +31,8 @@ pub struct Built {
     pub cluster: PathBuf,
     /// The architecture of all of them.
     pub architecture: Architecture,
+    /// What executes them.
+    pub accelerator: Accelerator,
     /// In the cluster file's order.
     pub nodes: Vec<BuiltNode>,
 }
@@ -73,6 +76,20 @@ impl Built {
     /// copy called `name`: each name has secrets of its own, so that two of them are two clusters.
     pub fn new(profile: &str, name: &str) -> Self {
         Self::build(profile, name, &["--all"], |_| true)
+    }
+
+    /// As [`Built::new`], where the machines are many: see [`Accelerator::of_many`].
+    pub fn many(profile: &str, name: &str) -> Self {
+        match Accelerator::of_many() {
+            Accelerator::Uml => {
+                // Another cluster file wants another lock.
+                let name = &format!("{name}-uml");
+                let change = |text: &str| uml::cluster_file(text, &folder().join(name));
+                let built = Self::build_changed(profile, name, &["--all"], |_| true, change);
+                Self { accelerator: Accelerator::Uml, ..built }
+            }
+            _ => Self::new(profile, name),
+        }
     }
 
     /// As [`Built::new`], of one node alone.
@@ -135,7 +152,7 @@ impl Built {
         build(&cluster, &out, which);
         let (architecture, mut nodes) = read(&text, &out).unwrap_or_else(|what| panic!("{}: {what}", file.display()));
         nodes.retain(wanted);
-        Self { cluster, architecture, nodes }
+        Self { cluster, architecture, accelerator: architecture.accelerator(), nodes }
     }
 
     /// Appends a node to the cluster file and builds its image alone, as a user does days later. `table` is its
@@ -225,6 +242,7 @@ pub enum Failures {
 pub struct TestCluster {
     label: String,
     architecture: Architecture,
+    accelerator: Accelerator,
     machines: Vec<Machine>,
     /// Size of disks that are empty, as QEMU writes it; otherwise they have the nodes' images.
     blank: Option<String>,
@@ -239,6 +257,8 @@ struct Machine {
     boots: u32,
     /// How often its disk was written anew.
     disks: u32,
+    /// What a machine of User-Mode Linux boots.
+    boot: Option<uml::Boot>,
     vm: Option<Vm>,
 }
 
@@ -266,6 +286,7 @@ impl TestCluster {
         let mut cluster = Self {
             label: label.to_owned(),
             architecture: built.architecture,
+            accelerator: built.accelerator,
             machines: vec![],
             blank,
             switch: Switch::new(),
@@ -288,7 +309,7 @@ impl TestCluster {
             self.machines.iter().find(|machine| machine.node.name == node.name).map_or(0, |machine| machine.boots);
         self.machines.retain(|machine| machine.node.name != node.name);
         self.switch.port(&node.name);
-        self.machines.push(Machine { node: node.clone(), boots, disks: 0, vm: None });
+        self.machines.push(Machine { node: node.clone(), boots, disks: 0, boot: None, vm: None });
         self.write_image(&node.name);
     }
 
@@ -328,8 +349,6 @@ impl TestCluster {
     /// Switches machines on at the same instant, as near as threads come to it.
     pub fn switch_on_together(&mut self, names: &[&str]) {
         let builders: Vec<VmBuilder> = names.iter().map(|name| self.prepare(name)).collect();
-        // Asked before the threads begin: the first one would ask for all, and the others wait.
-        self.architecture.accelerator();
         let started: Vec<Vm> = thread::scope(|scope| {
             let threads: Vec<_> = builders.into_iter().map(|builder| scope.spawn(|| builder.start())).collect();
             threads.into_iter().map(|thread| thread.join().expect("QEMU starts")).collect()
@@ -355,10 +374,14 @@ impl TestCluster {
         let machine = self.machine(name);
         assert!(machine.vm.is_none(), "{name} is on already");
         machine.boots += 1;
-        let (node, boots) = (machine.node.clone(), machine.boots);
+        let (node, boots, boot) = (machine.node.clone(), machine.boots, machine.boot.clone());
         let (cpus, memory_mib) = node.size(self.architecture);
         let builder = Vm::builder(&format!("{}.{name}.{boots}", self.label)).architecture(self.architecture);
-        builder.disk(&disk).logs(&logs()).size(cpus, memory_mib).switch(&self.switch, name, &node.mac)
+        let builder = builder.disk(&disk).logs(&logs()).size(cpus, memory_mib).switch(&self.switch, name, &node.mac);
+        match boot {
+            Some(boot) => builder.uml(&boot, &self.switch, name),
+            None => builder,
+        }
     }
 
     /// Cuts the power of a machine, which must be on.
@@ -385,6 +408,16 @@ impl TestCluster {
             blank(&self.disk(name), &size);
             return;
         }
+        if self.accelerator == Accelerator::Uml {
+            // The machine makes its disk by itself.
+            let folder = self.scratch.path().join(format!("{name}.boot"));
+            let machine = self.machine(name);
+            if machine.disks == 1 {
+                fs::create_dir_all(&folder).expect("making a folder");
+                machine.boot = Some(uml::Boot::of(&machine.node.image, &folder));
+            }
+            return;
+        }
         let base = self.scratch.path().join(format!("{name}.base.qcow2"));
         if self.machine(name).disks == 1 {
             debug_overlay(&self.machine(name).node.image, &base);
@@ -401,7 +434,7 @@ impl TestCluster {
     /// the first failure is reported and not the first deadline.
     pub fn wait_converged(&mut self, names: &[&str], limit: Duration, failures: Failures) {
         let begun = Instant::now();
-        let deadline = begun + scale(limit, self.architecture, self.architecture.accelerator());
+        let deadline = begun + scale(limit, self.architecture, self.accelerator);
         let mut left: Vec<&str> = names.to_vec();
         while !left.is_empty() {
             left.retain(|name| {

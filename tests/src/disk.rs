@@ -115,6 +115,17 @@ pub fn cat_bytes(image: &Path, path: &str) -> Vec<u8> {
     run_bytes(tool("unsquashfs").arg("-cat").arg(image).arg(path))
 }
 
+/// Paths of the boot entries on the EFI system partition, of which there is at least one.
+pub fn boot_entries(image: &Path) -> Vec<String> {
+    let entries = ["-b", "-i", &fat(image, "ESP"), "::loader/entries"];
+    let listing = run(tool("mdir").env("MTOOLS_SKIP_CHECK", "1").args(entries));
+    let entries = listing.lines().filter(|line| line.ends_with(".conf"));
+    let entries: Vec<String> =
+        entries.map(|entry| entry.trim_start_matches("::").trim_start_matches('/').to_owned()).collect();
+    assert!(!entries.is_empty(), "no boot entry in {}", image.display());
+    entries
+}
+
 /// Makes a qcow2 overlay over `image` that gives the kernel one more argument, so that systemd starts a root shell on the
 /// second serial line. No other byte differs, and the image is not written to.
 pub fn debug_overlay(image: &Path, target: &Path) {
@@ -125,12 +136,8 @@ pub fn debug_overlay(image: &Path, target: &Path) {
     let new = scratch.path().join("new");
     copy(&old, &new);
     let file = new.to_str().expect("paths of the tests are UTF-8");
-    let listing = run(tool("mdir").args(["-b", "-i", file, "::loader/entries"]));
-    let entries: Vec<&str> = listing.lines().filter(|line| line.ends_with(".conf")).collect();
-    assert!(!entries.is_empty(), "no boot entry in {}", image.display());
-    for entry in entries {
-        let path = entry.trim_start_matches("::").trim_start_matches('/');
-        let text = String::from_utf8(read_fat(image, "ESP", path)).expect("boot entries are text");
+    for path in boot_entries(image) {
+        let text = String::from_utf8(read_fat(image, "ESP", &path)).expect("boot entries are text");
         let own = scratch.path().join("entry");
         fs::write(
             &own,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What the tests of whole images share: a QEMU harness, other people's tools, the image under test, and a small
+//! What the tests of whole images share: machines of QEMU and of User-Mode Linux, other people's tools, the image under test, and a small
 //! package archive that can be made to misbehave. Knows imgbuild only by its command line and docs/contracts.md.
 //!
 //! A tool that is missing fails a test, naming its package; nothing is skipped. `tests/install-tools` installs them all.
@@ -27,6 +27,7 @@ pub mod serial;
 pub mod stand_in;
 pub mod switch;
 pub mod tool;
+pub mod uml;
 pub mod upstream;
 pub mod web;
 pub mod workload;

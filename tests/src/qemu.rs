@@ -17,11 +17,12 @@
 //! handed to this machine's page cache, even unflushed. So it shows whether software resumes after stopping at any
 //! instruction, and mostly whether it syncs; it does not show a drive that drops or reorders its own cache.
 //!
-//! **The accelerator.** KVM if a bounded test boot of the firmware says it works, else TCG. `IMGBUILD_TEST_ACCEL=kvm|tcg`
-//! decides without asking. Machines of another architecture than this computer's always have TCG.
+//! **The accelerator.** KVM if a bounded test boot of the firmware says it works, else TCG, or User-Mode Linux (see
+//! [`crate::uml`]) where a test has many machines. `IMGBUILD_TEST_ACCEL=kvm|tcg` decides without asking. Machines of another
+//! architecture than this computer's always have TCG.
 //!
 //! **Time limits** are given for one machine with KVM on an idle computer. They are multiplied by 6 for TCG, by 3 more for
-//! loongarch64, and by machines per processor of the computer where those are more than one: 3 machines on 2 processors get
+//! loongarch64, by 2 for User-Mode Linux, and by machines per processor of the computer where those are more than one: 3 machines on 2 processors get
 //! 9 times the time with TCG, 7 get 21 times. See [`scale`]. They only say when to give up; what a test measures is not touched.
 
 use std::fmt;
@@ -40,6 +41,7 @@ use crate::room::{Cable, Room, entering};
 use crate::serial::{Missed, Serial};
 use crate::switch::Switch;
 use crate::tool::{command, run, tool, unpacked};
+use crate::uml;
 
 /// Folders in which distributions keep UEFI firmware, with the names of code and variables, best first.
 const FIRMWARE: &[(&str, &str, &str)] = &[
@@ -102,6 +104,7 @@ impl Architecture {
         match accelerator {
             Accelerator::Kvm => ["-machine", machine, "-accel", "kvm", "-cpu", "host"],
             Accelerator::Tcg => ["-machine", machine, "-accel", "tcg,thread=multi", "-cpu", emulated],
+            Accelerator::Uml => panic!("User-Mode Linux has no part in QEMU"),
         }
     }
 
@@ -130,6 +133,8 @@ pub enum Accelerator {
     Kvm,
     /// QEMU's translator.
     Tcg,
+    /// The processor, without QEMU: see [`crate::uml`].
+    Uml,
 }
 
 impl Accelerator {
@@ -143,6 +148,14 @@ impl Accelerator {
             Err(_) if kvm_boots() => Self::Kvm,
             Err(_) => Self::Tcg,
         })
+    }
+
+    /// The same for more machines than a computer without KVM could translate for.
+    pub fn of_many() -> Self {
+        match (Self::detect(), std::env::var_os("IMGBUILD_TEST_ACCEL")) {
+            (Self::Tcg, None) => Self::Uml,
+            (found, _) => found,
+        }
     }
 }
 
@@ -164,6 +177,7 @@ fn scaled(
 ) -> Duration {
     let translated = match (architecture, accelerator) {
         (_, Accelerator::Kvm) => 1.0,
+        (_, Accelerator::Uml) => 2.0,
         (Architecture::Amd64, Accelerator::Tcg) => 6.0,
         // Measured on one computer: from the kernel's start to multi-user.target, about three times as long.
         (Architecture::Loong64, Accelerator::Tcg) => 18.0,
@@ -257,6 +271,9 @@ const BEFORE_DISKS: usize = 1;
 const FIRST_DISK: usize = 2;
 const AFTER_DISKS: usize = 100;
 
+/// What the program that is a machine says, in the machine's folder.
+const MESSAGES: &str = "messages.log";
+
 /// What a machine is to be.
 #[derive(Debug, Clone)]
 pub struct VmBuilder {
@@ -275,6 +292,8 @@ pub struct VmBuilder {
     pub port: Option<PathBuf>,
     /// See [`VmBuilder::room`].
     room: Option<Cable>,
+    /// See [`VmBuilder::uml`].
+    uml: Option<uml::Boot>,
     /// Architecture.
     pub architecture: Architecture,
     /// `None`: see [`Architecture::accelerator`].
@@ -309,6 +328,14 @@ impl VmBuilder {
     pub fn room(mut self, room: &Room, mac: &str) -> Self {
         self.room = Some(room.cable());
         mac.clone_into(&mut self.mac);
+        self
+    }
+
+    /// A machine of User-Mode Linux. It has one disk, whose file holds what differs from the image that is booted, and is on
+    /// the switch's port of that name.
+    pub fn uml(mut self, boot: &uml::Boot, switch: &Switch, port: &str) -> Self {
+        self.port = Some(switch.packets(port));
+        self.uml = Some(boot.clone());
         self
     }
 
@@ -357,6 +384,9 @@ impl VmBuilder {
     }
 
     fn try_start(self) -> Result<Vm, String> {
+        if let Some(boot) = &self.uml {
+            return Ok(self.start_uml(boot));
+        }
         let accelerator = self.accelerator.unwrap_or_else(|| self.architecture.accelerator());
         let folder = tempfile::Builder::new().prefix("imgbuild-vm-").tempdir().expect("making a temporary folder");
         let (code, vars) = self.architecture.firmware();
@@ -393,7 +423,7 @@ impl VmBuilder {
             };
             listener
         });
-        let errors = folder.path().join("qemu.log");
+        let errors = folder.path().join(MESSAGES);
         let log = File::create(&errors).expect("creating QEMU's log");
         qemu.args(&self.arguments).stdout(log.try_clone().unwrap()).stderr(log);
         let mut child = Running::spawn(&mut qemu);
@@ -402,12 +432,35 @@ impl VmBuilder {
             listeners.map(|listener| accept(&listener, &mut child).map_err(|error| format!("{error}\n{}", messages())));
         let (console, shell) = (console?, shell?);
         let monitor = monitor.and_then(|m| Monitor::new(m).map_err(|error| format!("{error}\n{}", messages())))?;
+        Ok(self.running(accelerator, child, [console, shell], Some(monitor), folder))
+    }
+
+    fn start_uml(&self, boot: &uml::Boot) -> Vm {
+        let folder = tempfile::Builder::new().prefix("imgbuild-vm-").tempdir().expect("making a temporary folder");
+        let ([disk], Some(port)) = (&self.disks[..], &self.port) else { panic!("one disk and a switch's port") };
+        let size = (self.cpus, self.memory_mib);
+        let (mut linux, lines) = boot.machine(folder.path(), size, &disk.file, (port, &self.mac));
+        linux.stderr(File::create(folder.path().join(MESSAGES)).expect("creating a log"));
+        let child = Running::spawn(&mut linux);
+        // With the command go this process's copies of the machine's ends of its lines: when it dies, they are hung up.
+        drop(linux);
+        self.running(Accelerator::Uml, child, lines, None, folder)
+    }
+
+    fn running(
+        &self,
+        accelerator: Accelerator,
+        child: Running,
+        [console, shell]: [UnixStream; 2],
+        monitor: Option<Monitor>,
+        folder: tempfile::TempDir,
+    ) -> Vm {
         let copy = self.logs.as_ref().map(|logs| {
             fs::create_dir_all(logs).expect("making the folder for logs");
             File::create(logs.join(format!("{}.console.log", self.name))).expect("creating the console's log")
         });
-        Ok(Vm {
-            name: self.name,
+        Vm {
+            name: self.name.clone(),
             started: Instant::now(),
             architecture: self.architecture,
             accelerator,
@@ -418,7 +471,7 @@ impl VmBuilder {
             monitor,
             commands: 0,
             folder,
-        })
+        }
     }
 
     fn network(&self) -> String {
@@ -443,9 +496,10 @@ pub struct Vm {
     /// The second serial line: the shell.
     shell_line: Serial,
     shell_is_open: bool,
-    monitor: Monitor,
+    /// QEMU's.
+    monitor: Option<Monitor>,
     commands: u64,
-    /// Sockets, the firmware's variables, QEMU's messages.
+    /// Sockets, the firmware's variables, messages of QEMU or of User-Mode Linux.
     folder: tempfile::TempDir,
 }
 
@@ -469,6 +523,7 @@ impl Vm {
             mac: "52:54:00:12:34:56".to_owned(),
             port: None,
             room: None,
+            uml: None,
             architecture: Architecture::Amd64,
             accelerator: None,
             logs: None,
@@ -697,7 +752,8 @@ impl Vm {
 
     /// What QEMU answers to a command.
     fn ask(&mut self, command: &str, arguments: Value) -> Value {
-        self.monitor.execute(command, arguments).unwrap_or_else(|error| {
+        let monitor = self.monitor.as_mut().unwrap_or_else(|| panic!("{} is no machine of QEMU", self.name));
+        monitor.execute(command, arguments).unwrap_or_else(|error| {
             panic!("asking QEMU on {}: {error}\n{}console:\n{}", self.name, self.messages(), self.console.tail(50))
         })
     }
@@ -707,7 +763,7 @@ impl Vm {
     }
 
     fn messages(&self) -> String {
-        fs::read_to_string(self.folder.path().join("qemu.log")).unwrap_or_default()
+        fs::read_to_string(self.folder.path().join(MESSAGES)).unwrap_or_default()
     }
 
     fn fail(&mut self, doing: &str, missed: &Missed, limit: Duration) -> ! {
@@ -787,7 +843,7 @@ struct Running(Child);
 
 impl Running {
     fn spawn(command: &mut Command) -> Self {
-        let child = command.stdin(Stdio::null()).spawn();
+        let child = command.spawn();
         let child = child.unwrap_or_else(|error| panic!("starting {command:?}: {error}"));
         MACHINES.fetch_add(1, Ordering::SeqCst);
         Self(child)

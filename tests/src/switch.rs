@@ -4,7 +4,7 @@
 //!
 //! **The wire.** QEMU (7.2 or later) connects with `-netdev stream` to a socket; a frame is its length, 4 bytes big endian,
 //! and its bytes. Each port has a socket of its own, which takes one machine after the other: the next boot of a node is on
-//! the same port.
+//! the same port. A machine of User-Mode Linux connects to another socket of the port, where each frame is a packet.
 //!
 //! **What it does.** It learns who is where, sends a frame there, and floods what is for many or for a station it does not
 //! know. It never waits for a slow machine: what does not fit into a port's queue is dropped, as a real switch does.
@@ -18,6 +18,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::net::{Ipv4Addr, Shutdown};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,6 +26,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::frames::{Advert, Arp, Mac, addresses, is_for_many};
 
@@ -80,12 +83,22 @@ impl Switch {
         let number = found.unwrap_or(table.ports.len());
         let path = self.folder.path().join(format!("port-{number}"));
         if found.is_none() {
-            let listener = UnixListener::bind(&path).expect("listening on a socket");
+            let streams = UnixListener::bind(&path).expect("listening on a socket");
+            let packets = packet_socket();
+            let listening = net::bind(&packets, &packet_address(&path)).and_then(|()| net::listen(&packets, 1));
+            listening.expect("listening on a socket for packets");
             table.ports.push(Port::new(name));
-            let fabric = Arc::clone(&self.fabric);
-            thread::spawn(move || serve(&fabric, number, &listener));
+            for listener in [Listener::Streams(streams), Listener::Packets(packets)] {
+                let fabric = Arc::clone(&self.fabric);
+                thread::spawn(move || serve(&fabric, number, &listener));
+            }
         }
         path
+    }
+
+    /// The socket of the port `name` for a machine that sends each frame as a packet.
+    pub fn packets(&self, name: &str) -> PathBuf {
+        packets_beside(&self.port(name))
     }
 
     /// A port of the test itself.
@@ -138,7 +151,11 @@ impl Drop for Switch {
         table.dump = None;
         for number in 0..table.ports.len() {
             // A port that waits for a machine wakes up, and sees that the switch is gone. A host has no socket.
-            _ = UnixStream::connect(self.folder.path().join(format!("port-{number}")));
+            let path = self.folder.path().join(format!("port-{number}"));
+            _ = UnixStream::connect(&path);
+            if packets_beside(&path).exists() {
+                _ = net::connect(packet_socket(), &packet_address(&path));
+            }
         }
     }
 }
@@ -233,25 +250,95 @@ impl Fabric {
     }
 }
 
+fn packets_beside(path: &Path) -> PathBuf {
+    path.with_extension("packets")
+}
+
+fn packet_socket() -> OwnedFd {
+    let made = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+    made.expect("making a socket for packets")
+}
+
+fn packet_address(path: &Path) -> SocketAddrUnix {
+    SocketAddrUnix::new(packets_beside(path)).expect("a short path")
+}
+
+/// Where machines connect to a port.
+enum Listener {
+    Streams(UnixListener),
+    Packets(OwnedFd),
+}
+
+/// A machine's cable.
+enum Wire {
+    Stream(UnixStream),
+    Packets(OwnedFd),
+}
+
+impl Listener {
+    fn accept(&self) -> io::Result<Wire> {
+        Ok(match self {
+            Self::Streams(listener) => Wire::Stream(listener.accept()?.0),
+            Self::Packets(listener) => Wire::Packets(net::accept_with(listener, SocketFlags::CLOEXEC)?),
+        })
+    }
+}
+
+impl Wire {
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Stream(stream) => Self::Stream(stream.try_clone()?),
+            Self::Packets(socket) => Self::Packets(socket.try_clone()?),
+        })
+    }
+
+    /// Ends what reads from it and what writes to it.
+    fn cut(&self) -> io::Result<()> {
+        match self {
+            Self::Stream(stream) => stream.shutdown(Shutdown::Both),
+            Self::Packets(socket) => Ok(net::shutdown(socket, net::Shutdown::Both)?),
+        }
+    }
+
+    /// Takes frames until the machine is gone.
+    fn read_frames(&self, take: impl FnMut(Packet)) -> io::Result<()> {
+        match self {
+            Self::Stream(stream) => read_stream(stream, take),
+            Self::Packets(socket) => read_packets(socket, take),
+        }
+    }
+
+    /// Writes frames until the machine or the port is gone.
+    fn deliver(self, packets: &Receiver<Packet>) {
+        match self {
+            Self::Stream(stream) => deliver_stream(stream, packets),
+            Self::Packets(socket) => {
+                // The length before the frame is for streams.
+                let send = |packet: &Packet| net::send(&socket, &packet[4..], SendFlags::NOSIGNAL);
+                while packets.recv().is_ok_and(|packet| send(&packet).is_ok()) {}
+            }
+        }
+    }
+}
+
 /// Takes one machine after the other.
-fn serve(fabric: &Arc<Fabric>, number: usize, listener: &UnixListener) {
-    for stream in listener.incoming() {
-        let Ok(stream) = stream else { return };
+fn serve(fabric: &Arc<Fabric>, number: usize, listener: &Listener) {
+    while let Ok(wire) = listener.accept() {
         if fabric.closed.load(Ordering::SeqCst) {
             return;
         }
-        let writer = stream.try_clone().expect("a socket can be cloned");
+        let writer = wire.try_clone().expect("a socket can be cloned");
         let (outlet, packets) = sync_channel(QUEUE);
-        let writing = thread::spawn(move || deliver(writer, &packets));
+        let writing = thread::spawn(move || writer.deliver(&packets));
         fabric.table().ports[number].outlet = Some(outlet);
         // Ends when the machine does, however it ends.
-        _ = read_frames(&stream, |packet| fabric.forward(number, &packet));
+        _ = wire.read_frames(|packet| fabric.forward(number, &packet));
         let mut table = fabric.table();
         table.ports[number].outlet = None;
         table.stations.retain(|_, port| *port != number);
         drop(table);
         // Should it be waiting for the machine.
-        _ = stream.shutdown(Shutdown::Both);
+        _ = wire.cut();
         _ = writing.join();
         if fabric.closed.load(Ordering::SeqCst) {
             return;
@@ -259,7 +346,7 @@ fn serve(fabric: &Arc<Fabric>, number: usize, listener: &UnixListener) {
     }
 }
 
-fn read_frames(stream: &UnixStream, mut take: impl FnMut(Packet)) -> io::Result<()> {
+fn read_stream(stream: &UnixStream, mut take: impl FnMut(Packet)) -> io::Result<()> {
     let mut reader = BufReader::with_capacity(1 << 16, stream);
     let mut packet = vec![0; 4 + LONGEST];
     loop {
@@ -273,7 +360,19 @@ fn read_frames(stream: &UnixStream, mut take: impl FnMut(Packet)) -> io::Result<
     }
 }
 
-fn deliver(stream: UnixStream, packets: &Receiver<Packet>) {
+fn read_packets(socket: &OwnedFd, mut take: impl FnMut(Packet)) -> io::Result<()> {
+    let mut packet = vec![0; 4 + LONGEST];
+    loop {
+        let (len, _) = net::recv(socket, &mut packet[4..], RecvFlags::empty())?;
+        if len == 0 {
+            return Ok(());
+        }
+        packet[..4].copy_from_slice(&(len as u32).to_be_bytes());
+        take(packet[..4 + len].into());
+    }
+}
+
+fn deliver_stream(stream: UnixStream, packets: &Receiver<Packet>) {
     let mut writer = BufWriter::with_capacity(1 << 16, stream);
     while let Ok(packet) = packets.recv() {
         // As many at a time as there are.

@@ -29,7 +29,7 @@ const VIP: &str = "10.77.0.20";
 fn booted_lab_ha_forms_one_cluster_and_survives() {
     let _turn = turn();
     let mut random = Random::from_environment();
-    let built = Built::new("lab-ha", "lab-ha");
+    let built = Built::many("lab-ha", "lab-ha");
     let mut cluster = TestCluster::new(&built, "ha");
 
     seven_machines_form_one_cluster(&mut cluster, &mut random);
@@ -59,8 +59,8 @@ fn seven_machines_form_one_cluster(cluster: &mut TestCluster, random: &mut Rando
     let mut groups = vec![vec![masters[0], masters[1]], vec![masters[2]], vec![WORKER]];
     groups.extend(ETCD.map(|name| vec![name]));
     random.shuffle(&mut groups);
-    let longest = match Accelerator::detect() {
-        Accelerator::Kvm => Duration::from_secs(10),
+    let longest = match Accelerator::of_many() {
+        Accelerator::Kvm | Accelerator::Uml => Duration::from_secs(10),
         Accelerator::Tcg => Duration::from_secs(120),
     };
     cluster.switch_on_at_random(&groups, random, longest);
@@ -144,8 +144,8 @@ fn etcdctl(cluster: &mut TestCluster, member: &str, arguments: &str) -> String {
 /// Asks the API server through the virtual address again and again, from the worker, and writes down when, and what it said.
 fn watch_the_virtual_address(cluster: &mut TestCluster) {
     // An emulated machine that asks every second has no time for anything else.
-    let pause = match Accelerator::detect() {
-        Accelerator::Kvm => 1,
+    let pause = match Accelerator::of_many() {
+        Accelerator::Kvm | Accelerator::Uml => 1,
         Accelerator::Tcg => 4,
     };
     let script = format!(
@@ -209,8 +209,8 @@ fn gap(cluster: &mut TestCluster, what: &str, act: impl FnOnce(&mut TestCluster)
 /// The checks run every 20 s in this cluster file, three of them have to fail, and the others wait three adverts; the rest is
 /// for machines that share processors.
 fn longest_failover() -> f64 {
-    match Accelerator::detect() {
-        Accelerator::Kvm => 100.0,
+    match Accelerator::of_many() {
+        Accelerator::Kvm | Accelerator::Uml => 100.0,
         Accelerator::Tcg => 180.0,
     }
 }

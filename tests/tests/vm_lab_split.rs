@@ -66,7 +66,7 @@ fn switch_all_on(cluster: &mut TestCluster, random: &mut Random) {
     random.shuffle(&mut order);
     // With TCG, a machine needs a minute to come to its first wait for another one.
     let longest = match Accelerator::detect() {
-        Accelerator::Kvm => Duration::from_secs(10),
+        Accelerator::Kvm | Accelerator::Uml => Duration::from_secs(10),
         Accelerator::Tcg => Duration::from_secs(60),
     };
     cluster.switch_on_at_random(&order.map(|name| vec![name]), random, longest);

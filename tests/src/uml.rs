@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Machines of User-Mode Linux: a kernel that is a program of this computer, with memory, disks, a network and serial lines of its
+//! own. What runs on it is executed by this computer's processor, and only what it asks of its kernel goes a longer way. Where KVM
+//! is not to be had, many machines share a computer so that QEMU could not translate fast enough for.
+//!
+//! **What is the same as in QEMU:** the image, with its initramfs, partitions, root, payload and seed, all that firstboot, systemd
+//! and Kubernetes do, the switch, the power cut.
+//!
+//! **What is not:** there is no firmware and no boot loader. [`Boot::of`] reads the boot entry on the image's EFI system
+//! partition as a boot loader would. And the kernel is not the image's: `tests/uml/build` makes it, and [`cluster_file`] puts its
+//! modules into the image, beside those of the image's own.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::build::repository;
+use crate::cluster::replace_once;
+use crate::disk::{DEBUG_SHELL, boot_entries, read_fat};
+use crate::tool::{command, run, run_bytes, tool};
+
+/// The archive with the kernel's modules, in a cluster folder.
+const OVERLAY: &str = "user-mode-linux.tar";
+/// Where inputs begin in a cluster file.
+const FIRST_INPUT: &str = "# Where everything comes from.\n";
+/// What the initramfs knows of modules. Empty: the kernel has in it what a root needs.
+const MODULES: &str = "lib/modules/modules.list";
+
+/// A cluster file whose images have modules for User-Mode Linux, too, from an archive that is put beside it, in `cluster`.
+pub fn cluster_file(text: &str, cluster: &Path) -> String {
+    let (from, to) = (made().join("overlay.tar"), cluster.join(OVERLAY));
+    fs::copy(&from, to).unwrap_or_else(|error| panic!("copying {}: {error}", from.display()));
+    let input =
+        format!("[[input]]\nkind = \"tar\"\nname = \"user-mode-linux\"\npath = \"{OVERLAY}\"\nto = \"/usr/lib\"\n");
+    replace_once(text, FIRST_INPUT, &format!("{FIRST_INPUT}{input}\n"))
+}
+
+/// The folder of what `tests/uml/build` makes, which may take minutes.
+fn made() -> PathBuf {
+    let folder = run(command(repository().join("tests/uml/build")).stderr(Stdio::inherit()));
+    PathBuf::from(folder.trim_end())
+}
+
+/// What a boot loader finds in an image.
+#[derive(Debug, Clone)]
+pub struct Boot {
+    /// The image. It is only read: what the machine writes goes to a file of its own.
+    image: PathBuf,
+    kernel: PathBuf,
+    initramfs: PathBuf,
+    /// The kernel's arguments, with the one for the tests' shell.
+    arguments: Vec<String>,
+}
+
+impl Boot {
+    /// Takes the initramfs out of an image, to `folder`.
+    ///
+    /// # Panics
+    /// Unless the image has one boot entry, and in it one initramfs and arguments.
+    pub fn of(image: &Path, folder: &Path) -> Self {
+        let entries = boot_entries(image);
+        let [entry] = &entries[..] else { panic!("one boot entry wanted in {}: {entries:?}", image.display()) };
+        let text = String::from_utf8(read_fat(image, "ESP", entry)).expect("boot entries are text");
+        let value = |key: &str| {
+            let mut values = text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix(char::is_whitespace));
+            let (value, more) = (values.next(), values.next());
+            value.filter(|_| more.is_none()).unwrap_or_else(|| panic!("not one `{key}` in\n{text}")).trim()
+        };
+        let mut initramfs = read_fat(image, "ESP", value("initrd"));
+        // Of two archives in one initramfs the later one's files count.
+        initramfs.resize(initramfs.len().next_multiple_of(4), 0);
+        initramfs.extend(without_modules());
+        let path = folder.join("initramfs");
+        fs::write(&path, initramfs).expect("writing the initramfs");
+        let arguments = value("options").split_whitespace().chain([DEBUG_SHELL]).map(str::to_owned).collect();
+        let image = image.canonicalize().expect("a path of an image");
+        Self { image, kernel: made().join("linux"), initramfs: path, arguments }
+    }
+
+    /// The program that is a machine, its console and its second serial line.
+    ///
+    /// `disk` holds what differs from the image, and is made if there is none; `port` is a socket of
+    /// [`crate::switch::Switch::packets`].
+    pub(crate) fn machine(
+        &self,
+        folder: &Path,
+        size: (u32, u32),
+        disk: &Path,
+        network: (&Path, &str),
+    ) -> (Command, [UnixStream; 2]) {
+        let (cpus, memory_mib) = size;
+        let (port, mac) = network;
+        let [console, shell] = [(); 2].map(|()| UnixStream::pair().expect("a pair of sockets"));
+        let mut linux = command(&self.kernel);
+        linux
+            .args([format!("mem={memory_mib}M"), format!("ncpus={cpus}")])
+            // Of both ways to run programs the fast one; without it there is one processor, whatever `ncpus` says.
+            .arg("seccomp=on")
+            // What this computer keeps of the machine while it runs: below its temporary folder.
+            .args([format!("uml_dir={}/", folder.display()), "umid=machine".to_owned()])
+            .arg(format!("ubd0={},{}", disk.display(), self.image.display()))
+            .arg(format!("initrd={}", self.initramfs.display()))
+            .arg(format!("vec0:transport=bess,dst={},mac={mac}", port.display()))
+            .args(["con=null", "con0=null", "ssl=null", "ssl0=fd:0", "ssl1=fd:1"])
+            .args(&self.arguments)
+            .stdin(Stdio::from(OwnedFd::from(console.1)))
+            .stdout(Stdio::from(OwnedFd::from(shell.1)));
+        (linux, [console.0, shell.0])
+    }
+}
+
+/// An archive for an initramfs whose modules are for another kernel.
+fn without_modules() -> Vec<u8> {
+    let folder = tempfile::tempdir().expect("making a temporary folder");
+    let list = folder.path().join(MODULES);
+    fs::create_dir_all(list.parent().expect("a folder")).expect("making a folder");
+    fs::write(&list, "").expect("writing a file");
+    let names = folder.path().join("names");
+    fs::write(&names, MODULES).expect("writing a file");
+    let names = fs::File::open(names).expect("opening a file");
+    run_bytes(tool("cpio").args(["--quiet", "-o", "-H", "newc"]).current_dir(folder.path()).stdin(names))
+}

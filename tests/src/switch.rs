@@ -602,6 +602,31 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_whose_frames_are_packets_meets_one_whose_are_a_stream() {
+        let switch = Switch::new();
+        let mut qemu = Machine::connect(&switch, "qemu", 1);
+        let path = switch.packets("uml");
+        let mac = [0x52, 0x54, 0, 0x77, 0, 2];
+        // The next boot of a node connects to the same socket.
+        for boot in ["first", "second"] {
+            let uml = packet_socket();
+            net::connect(&uml, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+            wait(|| switch.fabric.table().ports.iter().any(|port| port.name == "uml" && port.outlet.is_some()));
+            let sent = net::send(&uml, &frame(&qemu.mac, &mac, boot), SendFlags::NOSIGNAL).unwrap();
+            assert_eq!((qemu.receive().as_str(), sent), (boot, 14 + boot.len()));
+            qemu.send(&mac, "one");
+            qemu.send(&mac, "another");
+            let mut buffer = [0; 100];
+            for text in ["one", "another"] {
+                let (len, _) = net::recv(&uml, &mut buffer[..], RecvFlags::empty()).unwrap();
+                assert_eq!(&buffer[14..len], text.as_bytes());
+            }
+            drop(uml);
+            wait(|| switch.fabric.table().ports.iter().all(|port| port.name != "uml" || port.outlet.is_none()));
+        }
+    }
+
+    #[test]
     fn an_unplugged_cable_carries_nothing_either_way() {
         let switch = Switch::new();
         let mut one = Machine::connect(&switch, "one", 1);

@@ -63,19 +63,14 @@ impl Boot {
     pub fn of(image: &Path, folder: &Path) -> Self {
         let entries = boot_entries(image);
         let [entry] = &entries[..] else { panic!("one boot entry wanted in {}: {entries:?}", image.display()) };
-        let text = String::from_utf8(read_fat(image, "ESP", entry)).expect("boot entries are text");
-        let value = |key: &str| {
-            let mut values = text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix(char::is_whitespace));
-            let (value, more) = (values.next(), values.next());
-            value.filter(|_| more.is_none()).unwrap_or_else(|| panic!("not one `{key}` in\n{text}")).trim()
-        };
-        let mut initramfs = read_fat(image, "ESP", value("initrd"));
+        let entry = String::from_utf8(read_fat(image, "ESP", entry)).expect("boot entries are text");
+        let mut initramfs = read_fat(image, "ESP", value(&entry, "initrd"));
         // Of two archives in one initramfs the later one's files count.
         initramfs.resize(initramfs.len().next_multiple_of(4), 0);
         initramfs.extend(without_modules());
         let path = folder.join("initramfs");
         fs::write(&path, initramfs).expect("writing the initramfs");
-        let arguments = value("options").split_whitespace().chain([DEBUG_SHELL]).map(str::to_owned).collect();
+        let arguments = value(&entry, "options").split_whitespace().chain([DEBUG_SHELL]).map(str::to_owned).collect();
         let image = image.canonicalize().expect("a path of an image");
         Self { image, kernel: made().join("linux"), initramfs: path, arguments }
     }
@@ -112,6 +107,13 @@ impl Boot {
     }
 }
 
+/// The value of a key that a boot entry has once.
+fn value<'a>(entry: &'a str, key: &str) -> &'a str {
+    let mut values = entry.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix(char::is_whitespace));
+    let (value, more) = (values.next(), values.next());
+    value.filter(|_| more.is_none()).unwrap_or_else(|| panic!("not one `{key}` in\n{entry}")).trim()
+}
+
 /// An archive for an initramfs whose modules are for another kernel.
 fn without_modules() -> Vec<u8> {
     let folder = tempfile::tempdir().expect("making a temporary folder");
@@ -122,4 +124,29 @@ fn without_modules() -> Vec<u8> {
     fs::write(&names, MODULES).expect("writing a file");
     let names = fs::File::open(names).expect("opening a file");
     run_bytes(tool("cpio").args(["--quiet", "-o", "-H", "newc"]).current_dir(folder.path()).stdin(names))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_entry_is_read() {
+        let entry = "title imgbuild\nlinux /a/vmlinuz\ninitrd  /a/initramfs\noptions a=1 b\n";
+        assert_eq!((value(entry, "initrd"), value(entry, "options")), ("/a/initramfs", "a=1 b"));
+    }
+
+    #[test]
+    #[should_panic(expected = "not one `initrd`")]
+    fn two_initramfs_are_refused() {
+        value("initrd /a\ninitrd /b\n", "initrd");
+    }
+
+    #[test]
+    fn the_list_of_modules_is_emptied() {
+        let archive = without_modules();
+        // The kernel reads on behind what is before it in blocks of four bytes.
+        assert_eq!((archive.len() % 4, &archive[..6]), (0, &b"070701"[..]));
+        assert!(archive.windows(MODULES.len()).any(|bytes| bytes == MODULES.as_bytes()));
+    }
 }

@@ -29,7 +29,7 @@ const NODES: [&str; 3] = ["etcd-1", "master-1", "worker-1"];
 fn booted_lab_split_converges_three_times_from_cold_power_on() {
     let _turn = turn();
     let mut random = Random::from_environment();
-    let built = Built::new("lab-split", "lab-split");
+    let built = Built::many("lab-split", "lab-split");
     assert_eq!(built.names(), NODES);
     let before = hashes(&built);
 
@@ -65,7 +65,7 @@ fn switch_all_on(cluster: &mut TestCluster, random: &mut Random) {
     let mut order = NODES;
     random.shuffle(&mut order);
     // With TCG, a machine needs a minute to come to its first wait for another one.
-    let longest = match Accelerator::detect() {
+    let longest = match Accelerator::of_many() {
         Accelerator::Kvm | Accelerator::Uml => Duration::from_secs(10),
         Accelerator::Tcg => Duration::from_secs(60),
     };

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::build::{binary, copy_cluster, folder, repository};
 use crate::cli::Outcome;
-use crate::disk::{DEBUG_SHELL, debug_overlay};
+use crate::disk::{DEBUG_SHELL, copy, debug_overlay};
 use crate::qemu::{Accelerator, Architecture, Done, Vm, VmBuilder, blank, overlay, scale};
 use crate::random::Random;
 use crate::switch::Switch;
@@ -409,13 +409,13 @@ impl TestCluster {
             return;
         }
         if self.accelerator == Accelerator::Uml {
-            // The machine makes its disk by itself.
-            let folder = self.scratch.path().join(format!("{name}.boot"));
+            let (disk, folder) = (self.disk(name), self.scratch.path().join(format!("{name}.boot")));
             let machine = self.machine(name);
             if machine.disks == 1 {
                 fs::create_dir_all(&folder).expect("making a folder");
                 machine.boot = Some(uml::Boot::of(&machine.node.image, &folder));
             }
+            copy(&machine.node.image, &disk);
             return;
         }
         let base = self.scratch.path().join(format!("{name}.base.qcow2"));
@@ -427,7 +427,8 @@ impl TestCluster {
 
     fn disk(&mut self, name: &str) -> PathBuf {
         let disks = self.machine(name).disks;
-        self.scratch.path().join(format!("{name}.{disks}.qcow2"))
+        let format = if self.accelerator == Accelerator::Uml { "raw" } else { "qcow2" };
+        self.scratch.path().join(format!("{name}.{disks}.{format}"))
     }
 
     /// Waits until all these machines have converged, and prints when each has. Looks at all of them all the time, so that

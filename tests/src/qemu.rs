@@ -331,8 +331,7 @@ impl VmBuilder {
         self
     }
 
-    /// A machine of User-Mode Linux. It has one disk, whose file holds what differs from the image that is booted, and is on
-    /// the switch's port of that name.
+    /// A machine of User-Mode Linux. It has one disk, a raw file that is written to, and is on the switch's port of that name.
     pub fn uml(mut self, boot: &uml::Boot, switch: &Switch, port: &str) -> Self {
         self.port = Some(switch.packets(port));
         self.uml = Some(boot.clone());

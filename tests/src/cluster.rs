@@ -377,11 +377,7 @@ impl TestCluster {
         let (node, boots, boot) = (machine.node.clone(), machine.boots, machine.boot.clone());
         let (cpus, memory_mib) = node.size(self.architecture);
         let builder = Vm::builder(&format!("{}.{name}.{boots}", self.label)).architecture(self.architecture);
-        let builder = builder.disk(&disk).logs(&logs()).size(cpus, memory_mib).switch(&self.switch, name, &node.mac);
-        match boot {
-            Some(boot) => builder.uml(&boot, &self.switch, name),
-            None => builder,
-        }
+        builder.disk(&disk).logs(&logs()).size(cpus, memory_mib).switch(&self.switch, name, &node.mac).uml(boot)
     }
 
     /// Cuts the power of a machine, which must be on.

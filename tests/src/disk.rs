@@ -126,6 +126,16 @@ pub fn boot_entries(image: &Path) -> Vec<String> {
     entries
 }
 
+/// The value of a key that a boot entry has once.
+///
+/// # Panics
+/// If it has the key more often, or not.
+pub fn entry_value<'a>(entry: &'a str, key: &str) -> &'a str {
+    let mut values = entry.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix([' ', '\t']));
+    let (value, more) = (values.next(), values.next());
+    value.filter(|_| more.is_none()).unwrap_or_else(|| panic!("not one `{key}` in\n{entry}")).trim()
+}
+
 /// Makes a qcow2 overlay over `image` that gives the kernel one more argument, so that systemd starts a root shell on the
 /// second serial line. No other byte differs, and the image is not written to.
 pub fn debug_overlay(image: &Path, target: &Path) {
@@ -241,6 +251,18 @@ fn fat(image: &Path, name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_boot_entry_is_read() {
+        let entry = "title imgbuild\nlinux /a/vmlinuz\ninitrd  /a/initramfs\noptions a=1 b\n";
+        assert_eq!((entry_value(entry, "initrd"), entry_value(entry, "options")), ("/a/initramfs", "a=1 b"));
+    }
+
+    #[test]
+    #[should_panic(expected = "not one `initrd`")]
+    fn two_initramfs_are_refused() {
+        entry_value("initrd /a\ninitrd /b\n", "initrd");
+    }
 
     #[test]
     fn the_kernel_gets_one_more_argument() {

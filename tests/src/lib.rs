@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What the tests of whole images share: machines of QEMU and of User-Mode Linux, other people's tools, the image under test, and a small
-//! package archive that can be made to misbehave. Knows imgbuild only by its command line and docs/contracts.md.
+//! What the tests of whole images share: machines of QEMU and of User-Mode Linux, other people's tools, the image under test,
+//! and a small package archive that can be made to misbehave. Knows imgbuild only by its command line and docs/contracts.md.
 //!
 //! A tool that is missing fails a test, naming its package; nothing is skipped. `tests/install-tools` installs them all.
 

@@ -22,8 +22,8 @@
 //! architecture than this computer's always have TCG.
 //!
 //! **Time limits** are given for one machine with KVM on an idle computer. They are multiplied by 6 for TCG, by 3 more for
-//! loongarch64, by 2 for User-Mode Linux, and by machines per processor of the computer where those are more than one: 3 machines on 2 processors get
-//! 9 times the time with TCG, 7 get 21 times. See [`scale`]. They only say when to give up; what a test measures is not touched.
+//! loongarch64, by 2 for User-Mode Linux, and by machines per processor of the computer where those are more than one: 3
+//! machines on 2 processors get 9 times the time with TCG, 7 get 21 times. See [`scale`]. They only say when to give up; what a test measures is not touched.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -39,7 +39,7 @@ use serde_json::{Value, json};
 
 use crate::room::{Cable, Room, entering};
 use crate::serial::{Missed, Serial};
-use crate::switch::Switch;
+use crate::switch::{Switch, packets};
 use crate::tool::{command, run, tool, unpacked};
 use crate::uml;
 
@@ -331,10 +331,9 @@ impl VmBuilder {
         self
     }
 
-    /// A machine of User-Mode Linux. It has one disk, a raw file that is written to, and is on the switch's port of that name.
-    pub fn uml(mut self, boot: &uml::Boot, switch: &Switch, port: &str) -> Self {
-        self.port = Some(switch.packets(port));
-        self.uml = Some(boot.clone());
+    /// With something to boot, a machine of User-Mode Linux. It has one disk, a raw file that is written to, and a switch's port.
+    pub fn uml(mut self, boot: Option<uml::Boot>) -> Self {
+        self.uml = boot;
         self
     }
 
@@ -438,7 +437,7 @@ impl VmBuilder {
         let folder = tempfile::Builder::new().prefix("imgbuild-vm-").tempdir().expect("making a temporary folder");
         let ([disk], Some(port)) = (&self.disks[..], &self.port) else { panic!("one disk and a switch's port") };
         let size = (self.cpus, self.memory_mib);
-        let (mut linux, lines) = boot.machine(folder.path(), size, &disk.file, (port, &self.mac));
+        let (mut linux, lines) = boot.machine(folder.path(), size, &disk.file, (&packets(port), &self.mac));
         linux.stderr(File::create(folder.path().join(MESSAGES)).expect("creating a log"));
         let child = Running::spawn(&mut linux);
         // With the command go this process's copies of the machine's ends of its lines: when it dies, they are hung up.

@@ -96,11 +96,6 @@ impl Switch {
         path
     }
 
-    /// The socket of the port `name` for a machine that sends each frame as a packet.
-    pub fn packets(&self, name: &str) -> PathBuf {
-        packets_beside(&self.port(name))
-    }
-
     /// A port of the test itself.
     ///
     /// # Panics
@@ -153,9 +148,7 @@ impl Drop for Switch {
             // A port that waits for a machine wakes up, and sees that the switch is gone. A host has no socket.
             let path = self.folder.path().join(format!("port-{number}"));
             _ = UnixStream::connect(&path);
-            if packets_beside(&path).exists() {
-                _ = net::connect(packet_socket(), &packet_address(&path));
-            }
+            _ = net::connect(packet_socket(), &packet_address(&path));
         }
     }
 }
@@ -250,8 +243,9 @@ impl Fabric {
     }
 }
 
-fn packets_beside(path: &Path) -> PathBuf {
-    path.with_extension("packets")
+/// The socket for a machine that sends each frame as a packet, of the port with the socket `port`.
+pub(crate) fn packets(port: &Path) -> PathBuf {
+    port.with_extension("packets")
 }
 
 fn packet_socket() -> OwnedFd {
@@ -260,7 +254,7 @@ fn packet_socket() -> OwnedFd {
 }
 
 fn packet_address(path: &Path) -> SocketAddrUnix {
-    SocketAddrUnix::new(packets_beside(path)).expect("a short path")
+    SocketAddrUnix::new(packets(path)).expect("a short path")
 }
 
 /// Where machines connect to a port.
@@ -605,7 +599,7 @@ mod tests {
     fn a_machine_whose_frames_are_packets_meets_one_whose_are_a_stream() {
         let switch = Switch::new();
         let mut qemu = Machine::connect(&switch, "qemu", 1);
-        let path = switch.packets("uml");
+        let path = packets(&switch.port("uml"));
         let mac = [0x52, 0x54, 0, 0x77, 0, 2];
         // The next boot of a node connects to the same socket.
         for boot in ["first", "second"] {

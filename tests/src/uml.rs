@@ -2,7 +2,7 @@
 
 //! Machines of User-Mode Linux: a kernel that is a program of this computer, with memory, disks, a network and serial lines of its
 //! own. What runs on it is executed by this computer's processor, and only what it asks of its kernel goes a longer way. Where KVM
-//! is not to be had, many machines share a computer so that QEMU could not translate fast enough for.
+//! is not to be had, QEMU could not translate fast enough for many machines that share a computer.
 //!
 //! **What is the same as in QEMU:** the image, with its initramfs, partitions, root, payload and seed, all that firstboot, systemd
 //! and Kubernetes do, the switch, the power cut.
@@ -16,10 +16,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use crate::build::repository;
 use crate::cluster::replace_once;
-use crate::disk::{DEBUG_SHELL, boot_entries, read_fat};
+use crate::disk::{DEBUG_SHELL, boot_entries, entry_value, read_fat};
 use crate::tool::{command, run, run_bytes, tool};
 
 /// The archive with the kernel's modules, in a cluster folder.
@@ -38,10 +39,13 @@ pub fn cluster_file(text: &str, cluster: &Path) -> String {
     replace_once(text, FIRST_INPUT, &format!("{FIRST_INPUT}{input}\n"))
 }
 
-/// The folder of what `tests/uml/build` makes, which may take minutes.
-fn made() -> PathBuf {
-    let folder = run(command(repository().join("tests/uml/build")).stderr(Stdio::inherit()));
-    PathBuf::from(folder.trim_end())
+/// The folder of what `tests/uml/build` makes, which may take minutes; asked once per process.
+fn made() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = run(command(repository().join("tests/uml/build")).stderr(Stdio::inherit()));
+        PathBuf::from(folder.trim_end())
+    })
 }
 
 /// What a boot loader finds in an image.
@@ -62,20 +66,21 @@ impl Boot {
         let entries = boot_entries(image);
         let [entry] = &entries[..] else { panic!("one boot entry wanted in {}: {entries:?}", image.display()) };
         let entry = String::from_utf8(read_fat(image, "ESP", entry)).expect("boot entries are text");
-        let mut initramfs = read_fat(image, "ESP", value(&entry, "initrd"));
+        let mut initramfs = read_fat(image, "ESP", entry_value(&entry, "initrd"));
         // Of two archives in one initramfs the later one's files count.
         initramfs.resize(initramfs.len().next_multiple_of(4), 0);
         initramfs.extend(without_modules());
         let path = folder.join("initramfs");
         fs::write(&path, initramfs).expect("writing the initramfs");
-        let arguments = value(&entry, "options").split_whitespace().chain([DEBUG_SHELL]).map(str::to_owned).collect();
+        let arguments =
+            entry_value(&entry, "options").split_whitespace().chain([DEBUG_SHELL]).map(str::to_owned).collect();
         Self { kernel: made().join("linux"), initramfs: path, arguments }
     }
 
     /// The program that is a machine, its console and its second serial line.
     ///
     /// `disk` is a copy of the image, for what differs from an image cannot be kept in a file of its own: in Linux 7.2, large
-    /// reads find the image's blocks in the place of written ones. `port` is a socket of [`crate::switch::Switch::packets`].
+    /// reads find the image's blocks in the place of written ones. `port` is a socket of [`crate::switch::packets`].
     pub(crate) fn machine(
         &self,
         folder: &Path,
@@ -104,13 +109,6 @@ impl Boot {
     }
 }
 
-/// The value of a key that a boot entry has once.
-fn value<'a>(entry: &'a str, key: &str) -> &'a str {
-    let mut values = entry.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix(char::is_whitespace));
-    let (value, more) = (values.next(), values.next());
-    value.filter(|_| more.is_none()).unwrap_or_else(|| panic!("not one `{key}` in\n{entry}")).trim()
-}
-
 /// An archive for an initramfs whose modules are for another kernel.
 fn without_modules() -> Vec<u8> {
     let folder = tempfile::tempdir().expect("making a temporary folder");
@@ -126,18 +124,6 @@ fn without_modules() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_boot_entry_is_read() {
-        let entry = "title imgbuild\nlinux /a/vmlinuz\ninitrd  /a/initramfs\noptions a=1 b\n";
-        assert_eq!((value(entry, "initrd"), value(entry, "options")), ("/a/initramfs", "a=1 b"));
-    }
-
-    #[test]
-    #[should_panic(expected = "not one `initrd`")]
-    fn two_initramfs_are_refused() {
-        value("initrd /a\ninitrd /b\n", "initrd");
-    }
 
     #[test]
     fn the_list_of_modules_is_emptied() {

@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 
 use imgbuild_tests::build::{binary, folder, lab};
 use imgbuild_tests::cli::{Outcome, files_below};
-use imgbuild_tests::disk::{extract, partition, partitions, read_fat};
+use imgbuild_tests::disk::{boot_entries, entry_value, extract, partition, partitions, read_fat};
 use imgbuild_tests::tool::{cloud_init, python, run, run_bytes, tool};
 use serde_json::Value;
 
@@ -121,21 +121,17 @@ fn built_lab_the_esp_has_what_the_firmware_and_systemd_boot_look_for() {
     let image = &lab().image;
     let boot = read_fat(image, "ESP", "EFI/BOOT/BOOTX64.EFI");
     assert_eq!(&boot[..2], b"MZ");
-    let entries = run(tool("mdir").args(["-b", "-i", part("ESP").to_str().unwrap(), "::loader/entries"]));
-    let entry = entries.lines().map(str::trim).find(|line| line.ends_with(".conf")).expect("a boot entry");
+    let entries = boot_entries(image);
+    let entry = &entries[0];
     // The boot counter: three tries.
     assert!(entry.ends_with("+3.conf"), "{entry}");
-    let entry = text(read_fat(image, "ESP", entry.trim_start_matches("::/")));
-    let value = |key: &str| {
-        let found = entry.lines().find_map(|line| line.strip_prefix(key).filter(|rest| rest.starts_with([' ', '\t'])));
-        found.unwrap_or_else(|| panic!("no {key} in\n{entry}")).trim().to_owned()
-    };
+    let entry = text(read_fat(image, "ESP", entry));
     for key in ["linux", "initrd"] {
-        assert!(!read_fat(image, "ESP", value(key).trim_start_matches('/')).is_empty());
+        assert!(!read_fat(image, "ESP", entry_value(&entry, key).trim_start_matches('/')).is_empty());
     }
     let guid = run(tool("sgdisk").arg("-p").arg(image));
     let guid = guid.lines().find_map(|line| line.strip_prefix("Disk identifier (GUID): ")).unwrap().to_lowercase();
-    let options = value("options").to_lowercase();
+    let options = entry_value(&entry, "options").to_lowercase();
     assert!(options.contains(&format!("imgbuild.disk={guid}")), "{options} does not name the disk {guid}");
 }
 

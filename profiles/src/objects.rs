@@ -122,7 +122,7 @@ impl FromStr for ObjectPath {
 /// What stands in brackets, and what stands behind them.
 fn bracket(inner: &str) -> Result<(Segment, &str), &'static str> {
     const OPEN: &str = "which has a bracket that does not end";
-    let is_key = |key: &str| !key.is_empty() && !key.contains(['"', '[', ']', '.']);
+    let is_key = |key: &str| !key.is_empty() && !key.contains(['"', '[', ']', '.', '=']);
     if let Some((key, quoted)) = inner.split_once("=\"")
         && is_key(key)
     {
@@ -133,7 +133,8 @@ fn bracket(inner: &str) -> Result<(Segment, &str), &'static str> {
     let (element, rest) = inner.split_once(']').ok_or(OPEN)?;
     let segment = match element.split_once('=') {
         _ if element.is_empty() => Segment::End,
-        Some((key, value)) if is_key(key) && !value.is_empty() => {
+        // Quotes are around a value or nowhere: there is no way to write one with a quote in it.
+        Some((key, value)) if is_key(key) && !value.is_empty() && !value.contains('"') => {
             Segment::Matching { key: key.to_owned(), value: value.to_owned() }
         }
         None if element.bytes().all(|b| b.is_ascii_digit()) => {
@@ -162,7 +163,9 @@ pub fn show_path(segments: &[Segment]) -> String {
                 if key.contains(['.', '[', ']']) { text += &format!("\"{key}\"") } else { text += key }
             }
             Segment::Index(index) => text += &format!("[{index}]"),
-            Segment::Matching { key, value } if value.contains([']', '"']) => text += &format!("[{key}=\"{value}\"]"),
+            Segment::Matching { key, value } if value.is_empty() || value.contains(']') => {
+                text += &format!("[{key}=\"{value}\"]");
+            }
             Segment::Matching { key, value } => text += &format!("[{key}={value}]"),
             Segment::End => text += "[]",
         }
@@ -210,6 +213,8 @@ mod tests {
             ("a[name=web].args[]", vec![key("a"), matching("name", "web"), key("args"), Segment::End]),
             ("a[x=10.0.0.1:80]", vec![key("a"), matching("x", "10.0.0.1:80")]),
             ("a[x=\"]\"][1]", vec![key("a"), matching("x", "]"), Segment::Index(1)]),
+            ("a[x=\"\"]", vec![key("a"), matching("x", "")]),
+            ("a[x=y=z]", vec![key("a"), matching("x", "y=z")]),
             (
                 "metadata.annotations.\"example.org/a.b\"",
                 vec![key("metadata"), key("annotations"), key("example.org/a.b")],
@@ -239,6 +244,8 @@ mod tests {
             ("a[x]", "neither"),
             ("a[=x]", "neither"),
             ("a[x=]", "neither"),
+            ("a[x=y\"z]", "neither"),
+            ("a[x=y=\"z\"]", "neither"),
             ("a[-1]", "neither"),
             ("a[99999999999999999999]", "too large"),
             ("a[].b", "goes on behind"),
@@ -276,6 +283,20 @@ mod tests {
         assert!(!name("Service/a").is(&name("Secret/a")));
     }
 
+    /// Any path but one with quotes in a key or a value, which have no spelling.
+    fn a_path() -> impl Strategy<Value = ObjectPath> {
+        let a_key = || "[a-z/.=\\[\\] ]{1,6}".prop_map(Segment::Key);
+        let segment = prop_oneof![
+            a_key(),
+            any::<usize>().prop_map(Segment::Index),
+            ("[a-z/ ]{1,4}", "[a-z/.=\\[\\] ]{0,6}").prop_map(|(key, value)| Segment::Matching { key, value }),
+        ];
+        (a_key(), prop::collection::vec(segment, 0..6), any::<bool>()).prop_map(|(first, more, end)| {
+            let segments = [first].into_iter().chain(more).chain(end.then_some(Segment::End)).collect();
+            ObjectPath { segments }
+        })
+    }
+
     proptest! {
         #[test]
         fn any_text_is_survived(text in "[a-z0-9.\\[\\]=\"/ ]{0,30}") {
@@ -283,6 +304,11 @@ mod tests {
                 prop_assert_eq!(path.to_string().parse::<ObjectPath>().unwrap(), path);
             }
             let _ = text.parse::<ObjectName>();
+        }
+
+        #[test]
+        fn what_is_shown_is_read_again(path in a_path()) {
+            prop_assert_eq!(path.to_string().parse::<ObjectPath>(), Ok(path));
         }
     }
 }

@@ -25,6 +25,7 @@ pub mod host;
 pub mod init;
 pub mod install;
 pub mod journal;
+pub mod kubectl;
 pub mod node;
 pub mod payload;
 pub mod peer_port;

@@ -21,6 +21,7 @@ use serde::Deserialize;
 use crate::bundle::Origin;
 use crate::failure::{Exit, Failure};
 use crate::health;
+use crate::kubectl;
 use crate::runner::{Command, RealRunner, Runner, redact};
 
 /// On a Node: the pod subnet of that node. An interface between nodes of different ages (docs/contracts.md).
@@ -30,8 +31,6 @@ const PROTOCOL: &str = "173";
 /// The same for routes that systemd-networkd makes on a node from an image, and that are made here on a host whose network
 /// is its own.
 const FIXED: &str = "174";
-/// Lets kubectl act as this node: list Nodes, write its own.
-const KUBELETS_CONFIG: &str = "/etc/kubernetes/kubelet.conf";
 
 /// Exit codes, for `--help`.
 pub const EXIT_CODES: &str = "\
@@ -224,14 +223,9 @@ fn claim(profile: &NodeProfile, own: IpNet, node: &Node, said: &str) -> Result<O
     }
 }
 
-fn kubectl(args: &[&str]) -> Command {
-    let access = [&format!("--kubeconfig={KUBELETS_CONFIG}"), "--request-timeout=30s"];
-    Command::new("kubectl", access.into_iter().chain(args.iter().copied())).timeout(60)
-}
-
 /// All Nodes. A raw request: kubectl needs no second one to learn what a Node is.
 fn nodes(runner: &dyn Runner) -> Result<Vec<Node>> {
-    let command = kubectl(&["get", "--raw", "/api/v1/nodes"]);
+    let command = kubectl::as_node(&["get", "--raw", "/api/v1/nodes"]);
     let output = runner.run(&command, None, &mut |_| {})?;
     if !output.success() {
         let said = output.stderr_tail.lines().last().unwrap_or("it says nothing");
@@ -245,7 +239,7 @@ fn nodes(runner: &dyn Runner) -> Result<Vec<Node>> {
 }
 
 fn publish(runner: &dyn Runner, name: &str, own: &IpNet) -> Result<()> {
-    run_well(runner, &kubectl(&["annotate", "--overwrite", "node", name, &format!("{ANNOTATION}={own}")]))?;
+    run_well(runner, &kubectl::as_node(&["annotate", "--overwrite", "node", name, &format!("{ANNOTATION}={own}")]))?;
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use crate::console::Console;
 use crate::context::Cx;
 use crate::host::Host;
 use crate::journal::Journal;
-use crate::node::NodePlan;
+use crate::node::{Kind, NodePlan, PlannedFile};
 use crate::payload::Payload;
 use crate::peer_port::{Greeter, PeerPort};
 use crate::runner::{Background, Command, Feed, Output, Runner};
@@ -329,6 +329,11 @@ impl Lab {
     pub fn log(&self) -> String {
         self.log.text()
     }
+}
+
+/// A file of root's that a plan has.
+pub fn planned(path: &str, mode: u32, text: &str) -> PlannedFile {
+    PlannedFile { path: path.to_owned(), mode, owner: "root".to_owned(), kind: Kind::File(text.into()) }
 }
 
 /// What the payload of a node that runs pods says.

@@ -120,13 +120,13 @@ fn same_together(images: Vec<Image>) -> Vec<Image> {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::collections::BTreeSet;
-    use std::io::Write;
 
     use serde_json::{Value, json};
 
     use super::*;
     use crate::assemble::testing::Lab;
     use crate::image::oci::Layout;
+    use crate::inputs::deb::fixtures;
     use crate::lock::{LockedInput, LockedItem};
 
     /// What a registry has of an image, and the lock that names it.
@@ -155,21 +155,11 @@ mod tests {
 
         /// An image with one compressed layer, listed by an index. Gives the digests of manifest and index.
         fn image(&mut self, name: &str, architecture: &str, file: &str) -> (String, String) {
-            let mut tar = tar::Builder::new(Vec::new());
-            let mut header = tar::Header::new_gnu();
-            header.set_size(file.len() as u64);
-            header.set_mode(0o644);
-            header.set_uid(0);
-            header.set_gid(0);
-            header.set_mtime(0);
-            tar.append_data(&mut header, "etc/motd", file.as_bytes()).unwrap();
-            let tar = tar.into_inner().unwrap();
-            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-            gzip.write_all(&tar).unwrap();
+            let tar = fixtures::tar(&[("etc/motd", file)]);
             let config = json!({ "architecture": architecture, "os": "linux",
                 "rootfs": { "diff_ids": [format!("sha256:{}", Digest::of(&tar))] } });
             let config = self.item(name, "blobs", config.to_string().as_bytes());
-            let layer = self.item(name, "blobs", &gzip.finish().unwrap());
+            let layer = self.item(name, "blobs", &fixtures::gzip(&tar));
             let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [layer] });
             let mut manifest = self.item(name, "manifests", manifest.to_string().as_bytes());
             manifest["platform"] = json!({ "architecture": "loong64", "os": "linux" });

@@ -29,13 +29,12 @@ fn locked(items: Vec<LockedItem>) -> LockedInput {
 
 /// A package in the store of the lab.
 fn deb(lab: &Lab, name: &str, version: &str, source: &str, program: &str) -> LockedItem {
-    let mut tar = tar::Builder::new(Vec::new());
-    fixtures::entry(&mut tar, &format!("./{program}"), tar::EntryType::Regular, "", b"\x7fELF");
+    let mut files = vec![(format!("./{program}"), "\x7fELF")];
     if name == "base-files" {
-        fixtures::entry(&mut tar, "./usr/lib/os-release", tar::EntryType::Regular, "", b"VERSION_ID=\"14\"\n");
+        files.push(("./usr/lib/os-release".to_owned(), "VERSION_ID=\"14\"\n"));
     }
     let control = format!("Package: {name}\nVersion: {version}\nArchitecture: amd64\n{source}");
-    let bytes = fixtures::deb(&control, "data.tar", &tar.into_inner().unwrap());
+    let bytes = fixtures::deb(&control, "data.tar", &fixtures::tar(&files));
     let object = lab.store.put_bytes(&bytes).unwrap();
     item(ItemKind::Deb, name, version, &format!("pool/main/{name}.deb"), object)
 }

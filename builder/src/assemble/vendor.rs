@@ -476,6 +476,7 @@ impl Bench<'_> {
 mod tests {
     use super::*;
     use crate::assemble::testing::Lab;
+    use crate::inputs::deb::fixtures;
     use crate::lock::{LockedInput, LockedItem};
 
     const KYLIN: &str = include_str!("../../../profiles/kylin-v11-ha/cluster.toml");
@@ -547,17 +548,8 @@ mod tests {
 
     /// An archive of programs, as containerd releases them.
     fn release(lab: &Lab) -> Digest {
-        let mut tar = tar::Builder::new(Vec::new());
-        for name in ["bin/containerd", "bin/ctr"] {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(name.len() as u64);
-            header.set_mode(0o755);
-            header.set_uid(0);
-            header.set_gid(0);
-            header.set_mtime(0);
-            tar.append_data(&mut header, name, name.as_bytes()).unwrap();
-        }
-        lab.store.put_bytes(&tar.into_inner().unwrap()).unwrap()
+        let files = ["bin/containerd", "bin/ctr"].map(|name| (name, name));
+        lab.store.put_bytes(&fixtures::tar(&files)).unwrap()
     }
 
     #[test]

@@ -2,31 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::io::Write;
-
 use serde_json::{Value, json};
 
 use super::*;
-
-fn tar(files: &[(String, Vec<u8>)]) -> Vec<u8> {
-    let mut builder = tar::Builder::new(Vec::new());
-    for (path, bytes) in files {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(bytes.len() as u64);
-        header.set_mode(0o644);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        builder.append_data(&mut header, path, &bytes[..]).unwrap();
-    }
-    builder.into_inner().unwrap()
-}
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
-}
+use crate::inputs::deb::fixtures::{gzip, tar};
 
 fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", Digest::of(bytes))
@@ -45,7 +24,7 @@ impl Blobs {
 
     /// An image of one layer, compressed in the layout.
     fn image(&mut self, architecture: &str, file: &str) -> String {
-        let layer = tar(&[("bin/x".to_owned(), file.as_bytes().to_vec())]);
+        let layer = tar(&[("bin/x", file)]);
         let config = json!({ "architecture": architecture, "os": "linux", "rootfs": { "diff_ids": [digest(&layer)] } });
         let config = self.add(config.to_string().into_bytes());
         let layer = self.add(gzip(&layer));
@@ -117,7 +96,7 @@ fn images_for_other_machines_are_named_together() {
 #[test]
 fn dockers_own_form_gets_a_manifest() {
     for compress in [false, true] {
-        let layer = tar(&[("bin/x".to_owned(), b"x".to_vec())]);
+        let layer = tar(&[("bin/x", "x")]);
         let config = json!({ "architecture": "loong64", "os": "linux", "rootfs": { "diff_ids": [digest(&layer)] } });
         let config = config.to_string().into_bytes();
         let manifest =

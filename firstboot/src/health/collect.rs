@@ -20,6 +20,7 @@ use super::programs::{Programs, Ran, why};
 use crate::context::{RUN_DIR, below};
 use crate::etcdctl;
 use crate::host::Host;
+use crate::kubectl::{ADMINS_CONFIG, KUBELETS_CONFIG};
 use crate::runner::Command;
 use crate::status::{self, Status};
 
@@ -245,12 +246,12 @@ fn limited(command: Command) -> Command {
 
 /// The kubeconfig of this node, if its roles have one: the administrator's on masters, kubelet's own on workers.
 fn kubeconfig(root: &Path, profile: &NodeProfile) -> Option<String> {
-    let name = match (profile.has(Role::Master), profile.has(Role::Worker)) {
-        (true, _) => "admin.conf",
-        (false, true) => "kubelet.conf",
+    let path = match (profile.has(Role::Master), profile.has(Role::Worker)) {
+        (true, _) => ADMINS_CONFIG,
+        (false, true) => KUBELETS_CONFIG,
         (false, false) => return None,
     };
-    Some(below(root, "/etc/kubernetes").join(name).display().to_string())
+    Some(below(root, path).display().to_string())
 }
 
 fn kubectl(kubeconfig: Option<&str>, server: &str, args: &[&str]) -> Command {

@@ -14,10 +14,11 @@ use profiles::addon_index::{Addon, DIR, Definitions, EXISTS, INDEX, Index, ROLLE
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::kubeadm::{kubectl, last_line};
+use super::kubeadm::last_line;
 use crate::context::{Cx, PAYLOAD_DIR, Poll};
 use crate::digest::hex;
 use crate::engine::{State, Step, journal_state};
+use crate::kubectl;
 use crate::runner::Command;
 
 /// How long the API server may refuse an add-on: a webhook of its own, or of the one before, may have to start first.
@@ -53,7 +54,7 @@ fn apply_command(file: &str) -> Command {
     let path = format!("{PAYLOAD_DIR}/{DIR}/{file}");
     let args =
         ["apply", "--server-side", "--force-conflicts", "--field-manager=imgbuild", "--validate=false", "-f", &path];
-    kubectl(&args).timeout(PATIENCE.as_secs())
+    kubectl::as_admin(&args).timeout(PATIENCE.as_secs())
 }
 
 /// Applies a file until the API server takes all of it.
@@ -74,7 +75,7 @@ fn wait_for_definitions(cx: &Cx<'_>, definitions: &Definitions) -> Result<()> {
         while let Some(name) = next {
             // The path is known: nothing has to be asked for but this.
             let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
-            let output = cx.try_run(&kubectl(&["get", "--raw", &path]))?;
+            let output = cx.try_run(&kubectl::as_admin(&["get", "--raw", &path]))?;
             if !output.success() {
                 return Ok(Poll::Pending(short(&last_line(&output.stderr_tail))));
             }
@@ -100,7 +101,7 @@ fn wait(cx: &Cx<'_>, wait: &Wait) -> Result<()> {
         let flag = wait.namespace.as_ref().map(|namespace| format!("--namespace={namespace}"));
         let mut args = vec!["get", &wait.resource, &wait.name, "--output=json"];
         args.extend(flag.as_deref());
-        let output = cx.try_run(&kubectl(&args))?;
+        let output = cx.try_run(&kubectl::as_admin(&args))?;
         if !output.success() {
             return Ok(Poll::Pending(short(&last_line(&output.stderr_tail))));
         }
@@ -189,7 +190,7 @@ fn trouble(cx: &Cx<'_>, object: &Value) -> Option<String> {
         labels.iter().map(|(key, value)| Some(format!("{key}={}", value.as_str()?))).collect();
     let namespace = format!("--namespace={}", object["metadata"]["namespace"].as_str()?);
     let selector = format!("--selector={}", labels?.join(","));
-    let output = cx.try_run(&kubectl(&["get", "pods", &namespace, &selector, "--output=json"])).ok()?;
+    let output = cx.try_run(&kubectl::as_admin(&["get", "pods", &namespace, &selector, "--output=json"])).ok()?;
     let pods: Value = serde_json::from_str(&output.stdout).ok()?;
     pods["items"].as_array()?.iter().find_map(|pod| {
         let why = trouble_of(pod)?;

@@ -12,12 +12,13 @@ use profiles::node::Role;
 use profiles::render::KUBEADM_CONFIG;
 
 use super::claim::{self, Claim, JoinTurn, Key, Seen};
-use super::kubeadm::{self, kubectl, last_line};
+use super::kubeadm::{self, last_line};
 use super::{CONTROL_PLANE, PEERS, join, manifests};
 use crate::context::{Cx, Poll, STATE_DIR};
 use crate::engine::{State, Step, was_interrupted};
 use crate::failure::Failure;
 use crate::journal::Progress;
+use crate::kubectl;
 
 /// How long no API server may answer, although the cluster is initialised, until a master initialises over the data.
 const LOST: Duration = Duration::from_secs(15 * 60);
@@ -67,7 +68,7 @@ impl Step for ControlPlane {
                 let joined = join::join(cx)
                     .or_else(|error| {
                         resume(cx, patience(cx), again, || {}, error)?;
-                        kubeadm::name_runtime(cx, kubeadm::ADMINS_CONFIG)
+                        kubeadm::name_runtime(cx, kubectl::ADMINS_CONFIG)
                     })
                     .and_then(|()| wait_for_own_api(cx));
                 if let Some(turn) = turn {
@@ -271,7 +272,7 @@ fn wait_for_api(cx: &Cx<'_>, patience: Duration) -> Result<()> {
     let server = format!("--server=https://{server}");
     let hint = "look at `crictl ps -a` and `journalctl -u kubelet`";
     cx.wait_for("the API server of this node to answer", patience, Duration::from_secs(1), hint, || {
-        let output = cx.try_run(&kubectl(&[&server, "get", "--raw", "/readyz"]))?;
+        let output = cx.try_run(&kubectl::as_admin(&[&server, "get", "--raw", "/readyz"]))?;
         Ok(if output.success() { Poll::Ready(()) } else { Poll::Pending(last_line(&output.stderr_tail)) })
     })
 }
@@ -286,9 +287,8 @@ mod tests {
     use profiles::render::KUBEADM_JOIN_CONFIG;
 
     use crate::engine::converge;
-    use crate::node::{Kind, PlannedFile};
     use crate::runner::Output;
-    use crate::testing::{DISCOVERY, Lab};
+    use crate::testing::{DISCOVERY, Lab, planned};
 
     const KUBEADM: &str = "kubeadm init --config=/etc/kubernetes/kubeadm.yaml --skip-phases=bootstrap-token";
     const REFUSED: &str =
@@ -447,12 +447,11 @@ mod tests {
     fn so_it_is_in_a_join() {
         let (mut lab, etcd) = while_another_joins(Some(4));
         made_but_failing(&mut lab, "join", 1);
-        lab.plan.files.push(PlannedFile {
-            path: KUBEADM_JOIN_CONFIG.to_owned(),
-            mode: 0o600,
-            owner: "root".to_owned(),
-            kind: Kind::File("nodeRegistration:\n  criSocket: unix:///run/x.sock\n".into()),
-        });
+        lab.plan.files.push(planned(
+            KUBEADM_JOIN_CONFIG,
+            0o600,
+            "nodeRegistration:\n  criSocket: unix:///run/x.sock\n",
+        ));
         // Its API server needs far longer than kubeadm had patience.
         let mut asked = 0;
         lab.runner.on("kubectl --kubeconfig=/etc/kubernetes/admin.conf", move |_| {

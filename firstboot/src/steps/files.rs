@@ -77,21 +77,18 @@ mod tests {
     use crate::engine::converge;
     use crate::node::PlannedFile;
     use crate::runner::Output;
-    use crate::testing::Lab;
+    use crate::testing::{Lab, planned};
 
     #[test]
     fn writes_only_what_differs() {
         let mut lab = Lab::new();
-        let file = |path: &str, text: &str| PlannedFile {
-            path: path.into(),
-            mode: 0o644,
-            owner: "root".into(),
-            kind: Kind::File(text.into()),
-        };
         lab.plan.files = vec![
-            file("/etc/hosts", "127.0.0.1 localhost\n"),
-            file("/etc/systemd/system/kubelet.service.d/10-kubeadm.conf", "[Service]\n"),
-            PlannedFile { kind: Kind::Link("../usr/share/zoneinfo/UTC".into()), ..file("/etc/localtime", "") },
+            planned("/etc/hosts", 0o644, "127.0.0.1 localhost\n"),
+            planned("/etc/systemd/system/kubelet.service.d/10-kubeadm.conf", 0o644, "[Service]\n"),
+            PlannedFile {
+                kind: Kind::Link("../usr/share/zoneinfo/UTC".into()),
+                ..planned("/etc/localtime", 0o644, "")
+            },
         ];
         let cx = lab.cx();
         let needed = Files.check(&cx).unwrap();
@@ -106,12 +103,7 @@ mod tests {
     #[test]
     fn systemd_reads_units_even_if_the_first_attempt_only_wrote_them() {
         let mut lab = Lab::new();
-        lab.plan.files = vec![PlannedFile {
-            path: "/etc/systemd/system/etcd.service".into(),
-            mode: 0o644,
-            owner: "root".into(),
-            kind: Kind::File("[Service]\n".into()),
-        }];
+        lab.plan.files = vec![planned("/etc/systemd/system/etcd.service", 0o644, "[Service]\n")];
         let mut reloads = 0;
         lab.runner.on("systemctl daemon-reload", move |_| {
             reloads += 1;

@@ -9,13 +9,14 @@ use profiles::render::{DISCOVERY_CONFIG, KUBEADM_JOIN_CONFIG};
 use serde_json::Value;
 
 use super::control_plane::membership;
-use super::kubeadm::{self, KUBELETS_CONFIG, get_node, kubectl_as, last_line};
+use super::kubeadm::{self, last_line};
 use super::{JOIN, PEERS};
 use crate::cert::{self, show_time};
 use crate::context::{Cx, Poll};
 use crate::engine::{State, Step, was_interrupted};
 use crate::failure::{Exit, Failure};
 use crate::files;
+use crate::kubectl::{self, KUBELETS_CONFIG};
 
 /// How long a Node of this name may stay Ready: the cluster notices after 40 s that a machine went off.
 const NAME_TAKEN: Duration = Duration::from_secs(600);
@@ -101,7 +102,7 @@ fn endpoint<'a>(cx: &'a Cx<'_>) -> &'a str {
 /// Whether the API server answers this node's credential; what time cannot mend is refused.
 pub(super) fn api(cx: &Cx<'_>) -> Result<Poll<()>> {
     check_credential(cx)?;
-    let output = cx.try_run(&kubectl_as(DISCOVERY_CONFIG, &["get", "--raw", "/readyz"]).timeout(45))?;
+    let output = cx.try_run(&kubectl::with(DISCOVERY_CONFIG, &["get", "--raw", "/readyz"]).timeout(45))?;
     if output.success() {
         return Ok(Poll::Ready(()));
     }
@@ -185,7 +186,7 @@ fn wait_for_the_name(cx: &Cx<'_>) -> Result<()> {
     let taken = Cell::new(false);
     let what = format!("the name {node} to be free");
     let waited = cx.wait_for(&what, NAME_TAKEN, Duration::from_secs(5), "look at `kubectl get nodes`", || {
-        let output = cx.try_run(&kubectl_as(DISCOVERY_CONFIG, &get_node(node)))?;
+        let output = cx.try_run(&kubectl::with(DISCOVERY_CONFIG, &kubectl::get_node(node)))?;
         taken.set(false);
         if !output.success() {
             let free = output.stderr_tail.contains("(NotFound)");
@@ -221,9 +222,8 @@ mod tests {
 
     use super::*;
     use crate::engine::converge;
-    use crate::node::{Kind, PlannedFile};
     use crate::runner::Output;
-    use crate::testing::{DISCOVERY, Lab};
+    use crate::testing::{DISCOVERY, Lab, planned};
 
     const READYZ: &str = "kubectl --kubeconfig=/etc/kubernetes/discovery.conf --request-timeout=30s get --raw /readyz";
     const NODE: &str =
@@ -320,12 +320,11 @@ mod tests {
 
     /// A kubelet that joins under a kubeadm that gives up, and what the API server says to each note of its runtime.
     fn joins_without_kubeadm(lab: &mut Lab, statuses: impl Fn(u32) -> i32 + 'static) {
-        lab.plan.files.push(PlannedFile {
-            path: KUBEADM_JOIN_CONFIG.to_owned(),
-            mode: 0o600,
-            owner: "root".to_owned(),
-            kind: Kind::File("nodeRegistration:\n  criSocket: unix:///run/x.sock\n".into()),
-        });
+        lab.plan.files.push(planned(
+            KUBEADM_JOIN_CONFIG,
+            0o600,
+            "nodeRegistration:\n  criSocket: unix:///run/x.sock\n",
+        ));
         let made = lab.root().join("etc/kubernetes/kubelet.conf");
         let mut runs = 0;
         lab.runner.on("kubeadm join", move |_| {

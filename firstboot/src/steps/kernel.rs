@@ -124,20 +124,17 @@ impl Step for Sysctl {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::{Kind, PlannedFile};
-    use crate::testing::Lab;
+    use crate::testing::{Lab, planned};
 
     fn lab() -> Lab {
         let mut lab = Lab::new();
-        let file = |path: &str, text: &str| PlannedFile {
-            path: path.into(),
-            mode: 0o644,
-            owner: "root".into(),
-            kind: Kind::File(text.into()),
-        };
         lab.plan.files = vec![
-            file("/etc/modules-load.d/kubernetes.conf", "# why\noverlay\nbr_netfilter\nip-vs\n"),
-            file("/etc/sysctl.d/90-kubernetes.conf", "net.ipv4.ip_forward = 1\n-net/ipv4/conf/eth0.1/rp_filter=0\n"),
+            planned("/etc/modules-load.d/kubernetes.conf", 0o644, "# why\noverlay\nbr_netfilter\nip-vs\n"),
+            planned(
+                "/etc/sysctl.d/90-kubernetes.conf",
+                0o644,
+                "net.ipv4.ip_forward = 1\n-net/ipv4/conf/eth0.1/rp_filter=0\n",
+            ),
         ];
         lab
     }

@@ -15,12 +15,9 @@ use profiles::render::KUBEADM_JOIN_CONFIG;
 use super::services;
 use crate::context::Cx;
 use crate::files;
+use crate::kubectl;
 use crate::runner::{Command, redact};
 
-/// The administrator's access, which masters have.
-pub(super) const ADMINS_CONFIG: &str = "/etc/kubernetes/admin.conf";
-/// kubelet's access, which lets kubectl act as this node. A join's kubelet makes it, once it has its certificate.
-pub(super) const KUBELETS_CONFIG: &str = "/etc/kubernetes/kubelet.conf";
 const RUNTIME: &str = "unix:///run/containerd/containerd.sock";
 const MANIFESTS: &str = "/etc/kubernetes/manifests";
 /// What it makes on a master below /etc/kubernetes/pki, beside its input.
@@ -35,25 +32,6 @@ const KUBECONFIGS: [&str; 6] = [
 ];
 /// Of kubelet's state only what belongs to its identity.
 const KUBELET_STATE: [&str; 3] = ["config.yaml", "kubeadm-flags.env", "pki"];
-
-/// kubectl with a kubeconfig of this node.
-pub(super) fn kubectl_as(kubeconfig: &str, args: &[impl AsRef<str>]) -> Command {
-    let mut all = vec![format!("--kubeconfig={kubeconfig}"), "--request-timeout=30s".to_owned()];
-    all.extend(args.iter().map(|arg| arg.as_ref().to_owned()));
-    Command::new("kubectl", all).timeout(60)
-}
-
-/// kubectl as the administrator.
-pub(super) fn kubectl(args: &[impl AsRef<str>]) -> Command {
-    kubectl_as(ADMINS_CONFIG, args)
-}
-
-/// What asks for a Node: one request, where `kubectl get node` first asks for all that the API server offers, in
-/// dozens of requests, and believes what an API server said while it was starting ("no resource type nodes") for
-/// ten minutes.
-pub(super) fn get_node(name: &str) -> [String; 3] {
-    ["get".to_owned(), "--raw".to_owned(), format!("/api/v1/nodes/{name}")]
-}
 
 /// The last line of a program's stderr.
 pub(super) fn last_line(text: &str) -> String {
@@ -102,7 +80,7 @@ pub(super) fn name_runtime(cx: &Cx<'_>, kubeconfig: &str) -> Result<()> {
     let socket = socket.with_context(|| format!("{KUBEADM_JOIN_CONFIG} has no criSocket"))?;
     let annotation = format!("kubeadm.alpha.kubernetes.io/cri-socket={}", socket.trim_matches(['"', '\'']));
     let annotate = ["annotate", "--overwrite", "node", &cx.profile().node.name, &annotation];
-    cx.run(&kubectl_as(kubeconfig, &annotate).timeout(300))?;
+    cx.run(&kubectl::with(kubeconfig, &annotate).timeout(300))?;
     Ok(())
 }
 

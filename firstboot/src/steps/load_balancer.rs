@@ -155,20 +155,13 @@ mod tests {
 
     use super::*;
     use crate::engine::converge;
-    use crate::node::{Kind as FileKind, PlannedFile};
     use crate::runner::Output;
-    use crate::testing::Lab;
+    use crate::testing::{Lab, planned};
     use crate::vrrp::tests::packet;
 
     /// Units that run once they are started.
     fn prepare(lab: &mut Lab, haproxy: &str, keepalived: &str, running: &Rc<RefCell<BTreeSet<String>>>) {
-        let file = |path: &str, text: &str| PlannedFile {
-            path: path.into(),
-            mode: 0o644,
-            owner: "root".into(),
-            kind: FileKind::File(text.into()),
-        };
-        lab.plan.files = vec![file(HAPROXY_CONFIG, haproxy), file(KEEPALIVED_CONFIG, keepalived)];
+        lab.plan.files = vec![planned(HAPROXY_CONFIG, 0o644, haproxy), planned(KEEPALIVED_CONFIG, 0o644, keepalived)];
         lab.plan.profile.load_balancer =
             Kind::Keepalived { vip: "10.0.2.100".parse().unwrap(), port: 8443, vrid: 93, check_interval_seconds: 2 };
         let unit = |line: &str| line.rsplit(' ').next().unwrap().to_owned();

@@ -11,11 +11,11 @@ use profiles::node::NetworkPlugin;
 use profiles::render::MANIFESTS_DIR;
 use sha2::{Digest, Sha256};
 
-use super::kubeadm::kubectl;
 use crate::context::{Cx, PAYLOAD_DIR};
 use crate::digest::hex;
 use crate::engine::{State, Step, journal_state};
 use crate::files;
+use crate::kubectl;
 
 /// Lets kubelets renew their own client certificates: the part of kubeadm's skipped phase `bootstrap-token` that has
 /// nothing to do with tokens, under kubeadm's own names (cmd/kubeadm/app/phases/bootstraptoken/node).
@@ -81,7 +81,7 @@ pub(super) fn allow_certificate_rotation(cx: &Cx<'_>) -> Result<()> {
 /// An object of firstboot's own, which is known to be right: to validate it, kubectl would fetch the description of all that the
 /// API server offers, some megabytes that a slow machine reads for half a minute.
 fn apply_object(cx: &Cx<'_>, object: &str) -> Result<()> {
-    let command = kubectl(&["apply", "--validate=false", "-f", "-"]).timeout(300);
+    let command = kubectl::as_admin(&["apply", "--validate=false", "-f", "-"]).timeout(300);
     let mut feed = |stdin: &mut dyn Write| stdin.write_all(object.as_bytes());
     let output = cx.run_with(&command, Some(&mut feed), &mut |line| cx.log(line))?;
     cx.expect_success(&command, output)?;
@@ -90,7 +90,7 @@ fn apply_object(cx: &Cx<'_>, object: &str) -> Result<()> {
 
 /// kubectl warns where the object is kubeadm's own, and takes the change.
 fn apply(cx: &Cx<'_>, path: &str) -> Result<()> {
-    cx.run(&kubectl(&["apply", "-f", path]).timeout(300))?;
+    cx.run(&kubectl::as_admin(&["apply", "-f", path]).timeout(300))?;
     Ok(())
 }
 
@@ -182,8 +182,7 @@ impl Step for AdminAccess {
 mod tests {
     use super::*;
     use crate::engine::converge;
-    use crate::node::{Kind, PlannedFile};
-    use crate::testing::Lab;
+    use crate::testing::{Lab, planned};
 
     #[test]
     fn applies_in_order_and_again_when_they_change() {
@@ -226,14 +225,7 @@ mod tests {
     #[test]
     fn rendered_ones_come_before_the_payloads() {
         let mut lab = Lab::new();
-        let rendered = |text: &str| {
-            vec![PlannedFile {
-                path: format!("{MANIFESTS_DIR}10-coredns.yaml"),
-                mode: 0o644,
-                owner: "root".into(),
-                kind: Kind::File(text.into()),
-            }]
-        };
+        let rendered = |text: &str| vec![planned(&format!("{MANIFESTS_DIR}10-coredns.yaml"), 0o644, text)];
         let applied = |lab: &Lab| -> Vec<String> {
             converge(&lab.cx(), &[Box::new(Manifests)]).unwrap();
             let trace = lab.runner.take_trace();

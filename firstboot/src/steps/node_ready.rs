@@ -7,17 +7,18 @@ use anyhow::{Context, Result};
 use profiles::node::Role;
 use serde_json::Value;
 
-use super::kubeadm::{KUBELETS_CONFIG, get_node, kubectl, kubectl_as, last_line};
+use super::kubeadm::last_line;
 use crate::context::{Cx, Poll};
 use crate::engine::{State, Step};
+use crate::kubectl;
 
 pub(super) struct NodeReady;
 
 /// Ready, or what is missing.
 fn poll(cx: &Cx<'_>) -> Result<Poll<()>> {
-    let args = get_node(&cx.profile().node.name);
+    let args = kubectl::get_node(&cx.profile().node.name);
     // A worker has no administrator's access; its kubelet may read its own Node.
-    let ask = if cx.profile().has(Role::Master) { kubectl(&args) } else { kubectl_as(KUBELETS_CONFIG, &args) };
+    let ask = if cx.profile().has(Role::Master) { kubectl::as_admin(&args) } else { kubectl::as_node(&args) };
     let output = cx.try_run(&ask)?;
     if !output.success() {
         return Ok(Poll::Pending(last_line(&output.stderr_tail)));

@@ -394,8 +394,7 @@ mod tests {
     use super::*;
     use crate::engine::converge;
     use crate::journal::{Event, Record};
-    use crate::node::{Kind, PlannedFile};
-    use crate::testing::Lab;
+    use crate::testing::{Lab, planned};
 
     fn lab() -> Lab {
         let lab = Lab::new();
@@ -431,19 +430,15 @@ mod tests {
         insta::assert_snapshot!(refusal(&lab).reason, @"hw.mem: 1000 MB of memory, at least 1700 MB are needed, hw.cpu: 1 CPU, kubeadm refuses fewer than 2 on a master, os.cgroup: cgroup v2 lacks memory, pids, mod.bridge: /proc/sys/net/ipv4/ip_forward is not 1, port.cp: TCP port 6443 is in use");
     }
 
-    fn certificate(path: &str, text: String) -> PlannedFile {
-        PlannedFile { path: path.into(), mode: 0o600, owner: "root".into(), kind: Kind::File(text.into()) }
-    }
-
     #[test]
     fn an_expired_certificate_is_told_from_what_the_clock_says() {
         let mut lab = lab();
         let pem = include_str!("../../fixtures/ca.crt");
-        lab.plan.files = vec![certificate("/etc/etcd/pki/peer.crt", pem.into())];
+        lab.plan.files = vec![planned("/etc/etcd/pki/peer.crt", 0o600, pem)];
         lab.host.unix_time.set(2_100_000_000);
         insta::assert_snapshot!(refusal(&lab).reason, @"x.time: the clock says 2036-07-18 13:20:00 UTC, but the certificate in /etc/etcd/pki/peer.crt expired on 2036-01-01 00:00:00 UTC");
         // The credential to join with matters until the node has joined.
-        lab.plan.files = vec![certificate(DISCOVERY_CONFIG, crate::cert::tests::kubeconfig(pem))];
+        lab.plan.files = vec![planned(DISCOVERY_CONFIG, 0o600, &crate::cert::tests::kubeconfig(pem))];
         let failure = refusal(&lab);
         assert!(failure.reason.contains("discovery.conf expired on 2036") && failure.hint.contains("join_validity"));
         let joined =
@@ -471,7 +466,7 @@ mod tests {
     #[test]
     fn modules_that_could_not_be_loaded_are_named() {
         let mut lab = lab();
-        lab.plan.files = vec![certificate("/etc/modules-load.d/k8s.conf", "overlay\nip_vs\n".into())];
+        lab.plan.files = vec![planned("/etc/modules-load.d/k8s.conf", 0o600, "overlay\nip_vs\n")];
         lab.write("/sys/module/overlay/refcnt", "0");
         assert_eq!(refusal(&lab).reason, "mod.kernel: kernel modules ip_vs are not loaded");
     }
@@ -519,12 +514,7 @@ mod tests {
         let mut lab = lab();
         // Made by openssl for 2026-01-01 to 2036-01-01.
         let pem = include_str!("../../fixtures/ca.crt");
-        lab.plan.files = vec![PlannedFile {
-            path: "/etc/kubernetes/pki/ca.crt".into(),
-            mode: 0o644,
-            owner: "root".into(),
-            kind: Kind::File(pem.into()),
-        }];
+        lab.plan.files = vec![planned("/etc/kubernetes/pki/ca.crt", 0o644, pem)];
         lab.host.unix_time.set(0);
         let failure = refusal(&lab);
         assert!(failure.reason.contains("1970-01-01") && failure.reason.contains("2026-01-01"), "{}", failure.reason);

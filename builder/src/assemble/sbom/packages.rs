@@ -134,12 +134,8 @@ mod tests {
             ("./usr/sbin/runc", "\x7fELF"),
             ("./usr/lib/os-release", "VERSION_ID=12\n"),
         ];
-        let mut tar = tar::Builder::new(Vec::new());
-        for (path, text) in files {
-            fixtures::entry(&mut tar, path, tar::EntryType::Regular, "", text.as_bytes());
-        }
         let control = "Package: runc\nVersion: 1.1.5+ds1-1+b1\nSource: runc (1.1.5+ds1-1)\nArchitecture: amd64\n";
-        let deb = fixtures::deb(control, "data.tar", &tar.into_inner().unwrap());
+        let deb = fixtures::deb(control, "data.tar", &fixtures::tar(&files));
         let object = store.put_bytes(&deb).unwrap();
         let wanted = Facts {
             source: "runc".into(),

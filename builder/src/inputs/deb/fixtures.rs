@@ -30,6 +30,15 @@ pub(crate) fn entry(tar: &mut tar::Builder<Vec<u8>>, path: &str, kind: tar::Entr
     tar.append(&header, data).unwrap();
 }
 
+/// An archive of regular files.
+pub(crate) fn tar(files: &[(impl AsRef<str>, impl AsRef<[u8]>)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, data) in files {
+        entry(&mut tar, path.as_ref(), tar::EntryType::Regular, "", data.as_ref());
+    }
+    tar.into_inner().unwrap()
+}
+
 pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
@@ -96,9 +105,7 @@ impl Publisher<'_> {
         for control in packages {
             let name = super::control::field(control, "Package").unwrap();
             let version = super::control::field(control, "Version").unwrap();
-            let mut tar = tar::Builder::new(Vec::new());
-            entry(&mut tar, &format!("./{name}"), tar::EntryType::Regular, "", version.as_bytes());
-            let bytes = deb(control, "data.tar", &tar.into_inner().unwrap());
+            let bytes = deb(control, "data.tar", &tar(&[(format!("./{name}"), &*version)]));
             let path = format!("pool/main/{name}_{version}.deb");
             index += &format!("{control}Filename: {path}\nSize: {}\nSHA256: {}\n\n", bytes.len(), Digest::of(&bytes));
             self.mirror.put(&format!("{}/{path}", self.archive), bytes);

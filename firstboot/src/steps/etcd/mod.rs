@@ -187,10 +187,9 @@ fn understand(log: &str, own: &str) -> Option<Failure> {
 mod tests {
     use super::*;
     use crate::engine::converge;
-    use crate::node::{Kind, PlannedFile};
     use crate::peer_port::Stage;
     use crate::runner::Output;
-    use crate::testing::Lab;
+    use crate::testing::{Lab, planned};
 
     const WAL: &str = "/var/lib/etcd/member/wal/0000000000000000-0000000000000000.wal";
     const HEALTH: &str = "etcdctl --endpoints=https://10.77.0.13:2379 --cacert=/etc/etcd/pki/ca.crt \
@@ -224,12 +223,7 @@ mod tests {
         let files = profiles::render::files(&lab.plan.profile).unwrap();
         let config = files.into_iter().find(|file| file.path == "/etc/etcd/etcd.yaml").unwrap();
         let profiles::render::Content::Text(text) = config.content else { panic!("a link") };
-        lab.plan.files = vec![PlannedFile {
-            path: config.path,
-            mode: 0o644,
-            owner: "root:root".into(),
-            kind: Kind::File(text.into()),
-        }];
+        lab.plan.files = vec![planned(&config.path, 0o644, &text)];
     }
 
     fn answers(lab: &Lab, number: u8, port: PeerPort) {

@@ -95,7 +95,12 @@ pub fn extract(image: &Path, name: &str, target: &Path) -> PathBuf {
 
 /// Copies one file out of the FAT filesystem in the partition labelled `name`.
 pub fn read_fat(image: &Path, name: &str, path: &str) -> Vec<u8> {
-    run_bytes(tool("mcopy").env("MTOOLS_SKIP_CHECK", "1").args(["-i", &fat(image, name), &format!("::{path}"), "-"]))
+    run_bytes(tool("mcopy").env("MTOOLS_SKIP_CHECK", "1").args([
+        "-i",
+        &fat(image, &partition(image, name)),
+        &format!("::{path}"),
+        "-",
+    ]))
 }
 
 /// Files of a squashfs, by `unsquashfs -lln`: the path of each without a slash before it, and its line.
@@ -117,7 +122,7 @@ pub fn cat_bytes(image: &Path, path: &str) -> Vec<u8> {
 
 /// Paths of the boot entries on the EFI system partition, of which there is at least one.
 pub fn boot_entries(image: &Path) -> Vec<String> {
-    let entries = ["-b", "-i", &fat(image, "ESP"), "::loader/entries"];
+    let entries = ["-b", "-i", &fat(image, &esp(image)), "::loader/entries"];
     let listing = run(tool("mdir").env("MTOOLS_SKIP_CHECK", "1").args(entries));
     let entries = listing.lines().filter(|line| line.ends_with(".conf"));
     let entries: Vec<String> =
@@ -169,14 +174,14 @@ pub fn debug_overlay(image: &Path, target: &Path) {
 pub fn with_default_entry(image: &Path, target: &Path, entry: &str) {
     const CONFIGURATION: &str = "::loader/loader.conf";
     copy(image, target);
-    let fat = format!("{}@@{}", target.display(), esp(target).offset);
+    let fat = fat(target, &esp(target));
     let mtool = |program: &str| {
         let mut command = tool(program);
         command.env("MTOOLS_SKIP_CHECK", "1").args(["-i", &fat]);
         command
     };
-    let entries = run(mtool("mdir").args(["-b", "::loader/entries"]));
-    assert!(entries.lines().any(|line| line.ends_with(&format!("/{entry}"))), "no boot entry {entry}, but\n{entries}");
+    let entries = boot_entries(target);
+    assert!(entries.contains(&format!("loader/entries/{entry}")), "no boot entry {entry}, but {entries:?}");
     let old = run(mtool("mcopy").args([CONFIGURATION, "-"]));
     let new = another_default(&old, entry).unwrap_or_else(|| panic!("loader.conf has no default:\n{old}"));
     let mut file = tempfile::NamedTempFile::new().expect("making a temporary file");
@@ -244,8 +249,8 @@ pub fn copy(from: &Path, to: &Path) {
 }
 
 /// How mtools names a filesystem inside an image.
-fn fat(image: &Path, name: &str) -> String {
-    format!("{}@@{}", image.display(), partition(image, name).offset)
+fn fat(image: &Path, partition: &Partition) -> String {
+    format!("{}@@{}", image.display(), partition.offset)
 }
 
 #[cfg(test)]

@@ -103,10 +103,19 @@ impl Boot {
             .arg(format!("vec0:transport=bess,dst={},mac={mac}", port.display()))
             .args(["con=null", "con0=null", "ssl=null", "ssl0=fd:0", "ssl1=fd:1"])
             .args(&self.arguments)
+            .env("TMPDIR", memory_folder(folder, u64::from(memory_mib) << 20))
             .stdin(Stdio::from(OwnedFd::from(console.1)))
             .stdout(Stdio::from(OwnedFd::from(shell.1)));
         (linux, [console.0, shell.0])
     }
+}
+
+/// Where the file is that is a machine's memory: in this computer's memory, or in `folder` where there is no room for it, as in
+/// containers, which often have 64 MB.
+fn memory_folder(folder: &Path, wanted: u64) -> &Path {
+    const SHARED: &str = "/dev/shm";
+    let fits = rustix::fs::statvfs(SHARED).is_ok_and(|stat| stat.f_bavail * stat.f_frsize >= wanted);
+    if fits { Path::new(SHARED) } else { folder }
 }
 
 /// An archive for an initramfs whose modules are for another kernel.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use profiles::node::NodeProfile;
-use profiles::render::KubeadmArgs;
+use profiles::render::{KUBEADM_JOIN_CONFIG, KubeadmArgs};
 use profiles::signing::{KeyId, PublicKey};
 
 use crate::arp::{Interface, Mac};
@@ -334,6 +334,11 @@ impl Lab {
 /// A file of root's that a plan has.
 pub fn planned(path: &str, mode: u32, text: &str) -> PlannedFile {
     PlannedFile { path: path.to_owned(), mode, owner: "root".to_owned(), kind: Kind::File(text.into()) }
+}
+
+/// What kubeadm joins with.
+pub fn join_config() -> PlannedFile {
+    planned(KUBEADM_JOIN_CONFIG, 0o600, "nodeRegistration:\n  criSocket: unix:///run/x.sock\n")
 }
 
 /// What the payload of a node that runs pods says.

@@ -74,8 +74,7 @@ fn booted_fault_image_on_another_machine() {
     println!("{line}");
 }
 
-/// The year, or the one beside it on New Year's Eve. The machine's clock is five years further: the credential, which is for days,
-/// is over, the authority is not; and systemd sets back a clock that is 15 years beyond its epoch.
+/// The year, or the one beside it on New Year's Eve.
 fn year() -> u64 {
     const AVERAGE_YEAR: u64 = 31_556_952;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
@@ -90,6 +89,7 @@ fn booted_fault_join_credential_expired() {
     // No time server in this cluster: the clock is the machine's own.
     cluster.switch_on_with("worker-1", |builder| {
         let mut builder = builder;
+        // The credential, which is for days, is over, and the authority is not. systemd sets back what is 15 years beyond its epoch.
         builder.arguments.extend(["-rtc".to_owned(), format!("base={}-01-01T00:00:00", year() + 5)]);
         builder
     });

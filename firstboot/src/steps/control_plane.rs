@@ -284,11 +284,9 @@ mod tests {
 
     use super::super::fake_etcd::{SharedEtcd, attach};
     use super::*;
-    use profiles::render::KUBEADM_JOIN_CONFIG;
-
     use crate::engine::converge;
     use crate::runner::Output;
-    use crate::testing::{DISCOVERY, Lab, planned};
+    use crate::testing::{DISCOVERY, Lab, join_config};
 
     const KUBEADM: &str = "kubeadm init --config=/etc/kubernetes/kubeadm.yaml --skip-phases=bootstrap-token";
     const REFUSED: &str =
@@ -447,11 +445,7 @@ mod tests {
     fn so_it_is_in_a_join() {
         let (mut lab, etcd) = while_another_joins(Some(4));
         made_but_failing(&mut lab, "join", 1);
-        lab.plan.files.push(planned(
-            KUBEADM_JOIN_CONFIG,
-            0o600,
-            "nodeRegistration:\n  criSocket: unix:///run/x.sock\n",
-        ));
+        lab.plan.files.push(join_config());
         // Its API server needs far longer than kubeadm had patience.
         let mut asked = 0;
         lab.runner.on("kubectl --kubeconfig=/etc/kubernetes/admin.conf", move |_| {

@@ -223,7 +223,7 @@ mod tests {
     use super::*;
     use crate::engine::converge;
     use crate::runner::Output;
-    use crate::testing::{DISCOVERY, Lab, planned};
+    use crate::testing::{DISCOVERY, Lab, join_config};
 
     const READYZ: &str = "kubectl --kubeconfig=/etc/kubernetes/discovery.conf --request-timeout=30s get --raw /readyz";
     const NODE: &str =
@@ -320,11 +320,7 @@ mod tests {
 
     /// A kubelet that joins under a kubeadm that gives up, and what the API server says to each note of its runtime.
     fn joins_without_kubeadm(lab: &mut Lab, statuses: impl Fn(u32) -> i32 + 'static) {
-        lab.plan.files.push(planned(
-            KUBEADM_JOIN_CONFIG,
-            0o600,
-            "nodeRegistration:\n  criSocket: unix:///run/x.sock\n",
-        ));
+        lab.plan.files.push(join_config());
         let made = lab.root().join("etc/kubernetes/kubelet.conf");
         let mut runs = 0;
         lab.runner.on("kubeadm join", move |_| {
